@@ -1,0 +1,686 @@
+"""popcon: which installed libraries do people really use, and which does nobody?
+
+When a Python process ends, popcon works out which installed libraries were
+imported in it, and adds one to a global counter for each, over the statsd
+protocol. One UDP datagram like this is all that leaves the process:
+
+    python_popcon.library_used.numpy:1|c
+    python_popcon.library_used.pandas:1|c
+
+No user, no process, no time, no file name, nothing of a person's own code.
+
+Switch it on with two lines, in <sys.prefix>/etc/ipython/startup/000-popcon.py
+for every IPython and Jupyter session, or at the top of a script:
+
+    import popcon
+    popcon.setup_reporter()
+
+and by telling it where the statsd server is. Switch it off by leaving the host
+empty, or with DO_NOT_TRACK=1. Try it out with `python -m popcon selftest`.
+
+    PYTHON_POPCONTEST_STATSD_HOST         name or address; nothing is sent without it
+    PYTHON_POPCONTEST_STATSD_PORT         default 9125
+    PYTHON_POPCONTEST_STATSD_PREFIX       default python_popcon.library_used
+    PYTHON_POPCONTEST_STATSD_SAMPLE_RATE  share of processes that report; default 1
+    PYTHON_POPCONTEST_DEBUG               set to 1: says on stderr what was sent, or why nothing was
+    DO_NOT_TRACK                          set, and not 0: nothing is ever sent
+
+The file reads along the way of the data: sys.modules, the files executed since
+the baseline, the libraries that own them, statsd lines, datagrams, the socket.
+"""
+
+# Every process pays for what is imported here: nothing that a bare interpreter
+# has not loaded already. The rest is imported when it is needed.
+import _thread
+import atexit
+import io
+import os
+import sys
+from _frozen_importlib import ModuleSpec
+from _frozen_importlib_external import PathFinder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import Any
+
+__version__ = "1.0.0"
+__all__ = ["report", "setup_reporter", "used_libraries"]
+
+STDLIB = os.path.dirname(getattr(os, "__file__", ""))
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+# ---- sys.modules -> the files that were executed ------------------------------
+
+# What sys.modules holds may answer any question with code of its own, and a lazily
+# loaded module would wake. These two read an object's namespace without asking it.
+_module_namespace = type(sys).__dict__["__dict__"].__get__
+_class_namespace = type.__dict__["__dict__"].__get__
+
+
+def _odd_namespace(name: str, module: object, lazy: object) -> "Mapping[str, Any]":
+    """Return the namespace in which something that is no plain module was executed, if it was."""
+    kind = type(module)
+    if type(lazy) is type and issubclass(kind, lazy):
+        return {}  # once it is touched, LazyLoader gives it back a class of its own
+    try:
+        namespace = _module_namespace(module)
+    except TypeError:
+        namespace = {}
+    if namespace.get("__file__") is None and namespace.get("__spec__") is None:
+        # A module that put an object in its own place, as sh does: the methods of
+        # that object's class know where they were executed.
+        for value in _class_namespace(kind).values():
+            if type(value) is type(_odd_namespace) and value.__globals__.get("__name__") == name:
+                return value.__globals__
+    return namespace
+
+
+def executed_files(modules: "Mapping[Any, object]") -> dict[str, str]:
+    """Map the file of every executed module to the module's dotted name.
+
+    Takes a copy of sys.modules. A module without a file, from a loader of somebody's
+    own, stands under its name instead. Runs no code of the modules.
+    """
+    plain = type(sys)
+    util = sys.modules.get("importlib.util")
+    lazy = _module_namespace(util).get("_LazyModule") if type(util) is plain else None
+    files = {}
+    for name, module in modules.items():
+        if type(name) is not str:
+            continue
+        try:
+            namespace = _module_namespace(module) if type(module) is plain else _odd_namespace(name, module, lazy)
+            file, spec = namespace.get("__file__"), namespace.get("__spec__")
+            if type(spec) is ModuleSpec:
+                name = spec.name  # the key in sys.modules may be an alias
+                if file is not spec.origin and spec.has_location:
+                    file = spec.origin  # the module rewrote __file__, as tlz does
+                elif file is None and _is_custom(spec.loader):
+                    file = name
+            elif name in ("__main__", "__mp_main__"):
+                continue  # a script, somebody's own; run with -m it would have a spec
+        except Exception as error:
+            debug(f"cannot tell the file of {name}: {error!r}")
+            continue
+        if type(file) is str and type(name) is str:
+            files[file] = name
+    return files
+
+
+def _is_custom(loader: object) -> bool:
+    """Tell whether the loader is neither Python's own nor missing."""
+    kind = type(loader)  # of what is built in or frozen, the loader is a class
+    own = ("_frozen_importlib", "_frozen_importlib_external", "zipimport")
+    return loader is not None and kind is not type and _class_namespace(kind).get("__module__") not in own
+
+
+# ---- files -> the libraries that own them -------------------------------------
+
+def libraries(*groups: "Mapping[str, str]") -> list[set[str]]:
+    """Return for each group of files the names of the libraries that own one of them.
+
+    Takes mappings as executed_files() makes them; all are answered in one pass
+    over the metadata. A library's name is normalised as PEP 503 says. Metadata
+    beside the modules decides: RECORD (PEP 376, PEP 627) where there is one.
+    """
+    found: list[set[str]] = [set() for _ in groups]
+    origins: dict[str, str] = {}  # of each directory with modules the one they were imported from
+    grouped: list[dict[str, list[str]]] = []  # of each group the names in each of those directories
+    for group in groups:
+        places: dict[str, list[str]] = {}
+        for file, name in group.items():
+            place, _, base = file.rpartition(os.sep)
+            if place in places:
+                places[place].append(base)
+            else:
+                places[place] = [base]
+                if place not in origins:
+                    origins[place] = place.rsplit(os.sep, name.count(".") + base.startswith("__init__."))[0]
+        grouped.append({place: bases for place, bases in places.items() if not _is_standard(place)})
+    # A .pth file or a library may have put one of its own folders on sys.path (pywin32
+    # does): the modules there belong to a folder further up.
+    folders = {origins[place] for places in grouped for place in places}
+    folders.update(entry.rstrip(os.sep) for entry in sys.path if type(entry) is str)
+    for folder in folders - {""}:
+        start = folder + os.sep
+        paths = [[f"{place}{os.sep}"[len(start):] + base for place, bases in places.items()
+                  if place == folder or place.startswith(start) for base in bases] for places in grouped]
+        if any(paths):
+            try:
+                if folder.endswith(".egg"):
+                    raise NotADirectoryError
+                owners = _folder_owners(folder, os.listdir(folder), paths)
+            except NotADirectoryError:
+                owners = _archive_owners(folder, paths)
+            except OSError as error:
+                debug(f"cannot read {folder}: {error}")
+                continue
+            for names, more in zip(found, owners):
+                names |= more
+    virtual = [places.get("", []) for places in grouped]
+    if any(virtual):
+        for names, more in zip(found, _virtual_owners(virtual)):
+            names |= more
+    return found
+
+
+def _is_standard(place: str) -> bool:
+    """Tell whether the directory is the standard library's."""
+    return place.startswith(STDLIB) and "-packages" not in place[len(STDLIB):] or place.endswith("lib-dynload")
+
+
+def _folder_owners(folder: str, entries: list[str], groups: list[list[str]]) -> list[set[str]]:
+    """Answer libraries() for a folder and paths relative to it."""
+    wanted = [sorted([f"{path},".replace(os.sep, "/").encode("utf-8", "surrogateescape") for path in group]) for group in groups]
+    found: list[set[str]] = [set() for _ in groups]
+    owners, unrecorded = [], []
+    suspect = _line_start({path[:path.find(b"/") + 1] or path for paths in wanted for path in paths})
+    bisect = standard("_bisect").bisect_left
+    for entry in entries:
+        if entry.lower().endswith((".dist-info", ".egg-info")):
+            info = f"{folder}{os.sep}{entry}"
+            record = _read(f"{info}{os.sep}RECORD")
+            if not record:
+                unrecorded.append(info)
+            elif suspect(record):
+                lines = record_lines(record)
+                hits = [_meet(lines, paths, bisect) for paths in wanted]
+                if any(hits):
+                    owners.append(info)
+                    name = library_name(info)
+                    for hit, names in zip(hits, found):
+                        if hit and name:
+                            names.add(name)
+    # Without RECORD the library's names decide: only where libraries get installed, since
+    # elsewhere an egg-info is someone's source tree, and only for what no RECORD lists.
+    if unrecorded and os.path.basename(folder) in ("site-packages", "dist-packages"):
+        listed = {line.partition(b",")[0] + b"," for info in owners for line in record_lines(_read(f"{info}{os.sep}RECORD"))}
+        for names, paths in zip(found, wanted):
+            names |= _owners_by_name(unrecorded, [path[:-1].decode("utf-8", "replace") for path in paths if path not in listed])
+    return found
+
+
+def _line_start(tops: set[bytes]) -> "Callable[[bytes], object]":
+    """Return a function that finds whether a line of a RECORD may begin with one of the names.
+
+    It only has to be quick: by it most libraries are known not to matter.
+    """
+    tops.add(b'"')  # a quoted line
+    byfirst: dict[bytes, list[bytes]] = {}
+    for top in tops:
+        byfirst.setdefault(top[:1], []).append(top[1:])
+    re = standard("re")
+    search = re.compile(b"\n(?:%b)" % b"|".join(
+        b"%b(?:%b)" % (re.escape(first), b"|".join(map(re.escape, rest))) for first, rest in byfirst.items())).search
+    starts = tuple(tops)
+    return lambda record: search(record) or record.startswith(starts)
+
+
+def record_lines(record: bytes) -> list[bytes]:
+    """Return the sorted lines of a RECORD, each a path and a comma, then anything."""
+    if b'"' in record or b"," not in record:  # never so as pip writes it
+        rows = standard("csv").reader(record.decode("utf-8", "surrogateescape").splitlines())
+        lines = [row[0].encode("utf-8", "surrogateescape") + b"," for row in rows if row]
+    else:
+        lines = record.split(b"\n")
+    lines.sort()
+    return lines
+
+
+def _meet(lines: list[bytes], wanted: list[bytes], bisect: "Callable[..., int]") -> bool:
+    """Tell whether a wanted path, comma included, begins one of the lines; both are sorted.
+
+    Each leaps to the other's next entry, so that a RECORD of ten thousand lines
+    with nothing in common costs a few steps.
+    """
+    line = want = 0
+    while want < len(wanted):
+        line = bisect(lines, wanted[want], line)
+        if line == len(lines):
+            return False
+        path = lines[line].partition(b",")[0] + b","
+        if path == wanted[want]:
+            return True
+        want = bisect(wanted, path, want + 1)
+    return False
+
+
+def library_name(info: str) -> str:
+    """Return the library's name from its metadata folder, "" if it has none or is editable.
+
+    An editable install (PEP 610) is a person's own source tree.
+    """
+    direct_url = _read(f"{info}{os.sep}direct_url.json")
+    if direct_url:
+        try:
+            if standard("json").loads(direct_url).get("dir_info", {}).get("editable"):
+                return ""
+        except Exception as error:
+            debug(f"cannot read {info}: {error}")
+            return ""
+    metadata = _read(f"{info}{os.sep}METADATA") or _read(f"{info}{os.sep}PKG-INFO") or _read(info)
+    for line in io.BytesIO(metadata):
+        field, _, value = line.partition(b":")
+        if field.strip().lower() == b"name":
+            return normalized(value.decode("utf-8", "replace").strip())
+        if not line.strip():
+            break
+    return ""
+
+
+def normalized(name: str) -> str:
+    """Return the name as PEP 503 normalises it, "" if it is not a valid one."""
+    if not name.isascii():
+        return ""
+    words = name.lower().replace("_", "-").replace(".", "-").split("-")
+    return "-".join(filter(None, words)) if "".join(words).isalnum() else ""
+
+
+def _owners_by_name(infos: list[str], paths: list[str]) -> set[str]:
+    """Return the owners of the paths among libraries that have no RECORD.
+
+    top_level.txt says which modules they have; where that is missing too, their
+    own name has to. Many libraries can share a top-level name (google, azure):
+    then the one whose own name leads to the file owns it, google-auth what is
+    in google/auth, and only where there is none all of them do.
+    """
+    claims = []
+    if paths:
+        for info in infos:
+            name = library_name(info)
+            tops = _read(f"{info}{os.sep}top_level.txt").decode("utf-8", "replace").split()
+            if name:
+                claims.append((name, {top.partition("/")[0] for top in tops}, info))
+    found, unclaimed = set(), set()
+    for top, path in sorted((path.partition("/")[0].partition(".")[0], path) for path in paths):
+        flat = path.lower().replace("_", "-").replace(".", "-").replace("/", "-")
+        own = {name for name, tops, _ in claims if flat.startswith(name + "-") and top in (tops or [top])}
+        longest = max(own, key=len, default="")
+        if len(longest) > len(top):
+            found.add(longest)
+        else:
+            own.update(name for name, tops, _ in claims if top in tops)
+            found |= own
+            if not own:
+                unclaimed.add(top)
+    for top in unclaimed:
+        found |= _owners_by_dpkg(top, claims)
+    return found
+
+
+def _owners_by_dpkg(top: str, claims: "Sequence[tuple[str, set[str], str]]") -> set[str]:
+    """Return the libraries that Debian's package of the module brings, by dpkg's own list.
+
+    beautifulsoup4 has no top_level.txt and Debian drops its RECORD: nothing there
+    leads to it from bs4. But Debian's policy calls the package python3-bs4.
+    """
+    package = "python3-" + top.lower().replace("_", "-")
+    database = "/var/lib/dpkg/info"
+    try:
+        lists = [entry for entry in os.listdir(database) if entry.endswith(".list") and entry[:-5].partition(":")[0] == package]
+    except OSError:
+        return set()  # not Debian
+    files = {line for entry in lists for line in _read(f"{database}/{entry}").decode("utf-8", "replace").splitlines()}
+    return {name for name, _, info in claims if info in files}
+
+
+def _archive_owners(archive: str, groups: list[list[str]]) -> list[set[str]]:
+    """Answer libraries() for a zip file or an egg and paths relative to it."""
+    metadata = standard("importlib.metadata")
+    found: list[set[str]] = [set() for _ in groups]
+    for distribution in metadata.distributions(path=[archive]):
+        name = normalized(distribution.metadata["Name"] or "")
+        files = {str(distribution.locate_file(file)) for file in distribution.files or ()}
+        tops = set((distribution.read_text("top_level.txt") or name.replace("-", "_")).split())
+        for names, paths in zip(found, groups):
+            if name and any(f"{archive}{os.sep}{path}" in files for path in paths):
+                names.add(name)
+            elif name and not files and archive.endswith(".egg"):
+                if any(path.partition(os.sep)[0].partition(".")[0] in tops for path in paths):
+                    names.add(name)
+    return found
+
+
+def _virtual_owners(groups: list[list[str]]) -> list[set[str]]:
+    """Answer libraries() for modules without a file, that a loader of somebody's own made."""
+    found: list[set[str]] = [set() for _ in groups]
+    tops = [{name.partition(".")[0] for name in group} for group in groups]
+    for top in set().union(*tops) & sys.modules.keys():
+        if top not in executed_files({top: sys.modules[top]}):
+            for group in tops:
+                group.discard(top)  # such as six.moves: six has a file, which decides
+    if any(tops):
+        metadata = standard("importlib.metadata")
+        owners = metadata.packages_distributions()
+        for names, group in zip(found, tops):
+            for owner in {owner for top in group for owner in owners.get(top, ())}:
+                # What lies in a folder or an archive was asked already.
+                if not isinstance(metadata.distribution(owner), metadata.PathDistribution):
+                    names.add(normalized(owner))
+            names.discard("")
+    return found
+
+
+def _read(path: str) -> bytes:
+    """Return what is in the file, nothing if it can't be read; a pipe or device never blocks."""
+    try:
+        descriptor = os.open(path, _READ)
+    except OSError:
+        return b""
+    try:
+        data = os.read(descriptor, 1 << 16)
+        if len(data) == 1 << 16:  # a device has no size
+            data += os.read(descriptor, min(os.fstat(descriptor).st_size, 1 << 26))
+        return data
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+
+
+def standard(name: str) -> "Any":
+    """Import a module of the standard library, whatever a person's own folders hold.
+
+    While it is imported, this thread finds top-level names of the standard library
+    in no other place: somebody's csv.py in the working folder is never run by us.
+    Raises ImportError if a module of somebody's own is loaded under the name.
+    """
+    if name not in sys.modules:
+        class Finder:
+            thread = _thread.get_ident()
+
+            @classmethod
+            def find_spec(cls, name: str, path: object = None, target: object = None) -> "ModuleSpec | None":
+                if path is None and name in sys.stdlib_module_names and _thread.get_ident() == cls.thread:
+                    return PathFinder.find_spec(name, [STDLIB, os.path.join(STDLIB, "lib-dynload")])
+                return None
+
+        sys.meta_path.insert(0, Finder)
+        try:
+            __import__(name)
+        finally:
+            sys.meta_path.remove(Finder)
+    module = sys.modules[name]
+    for file in executed_files({name: module}):
+        if not _is_standard(os.path.dirname(file)) and file != name:
+            raise ImportError(f"{name} is not the standard library's but {file}")
+    return module
+
+
+# ---- libraries -> statsd lines -> datagrams -> socket --------------------------
+
+DATAGRAM = 1232  # bytes; the smallest IPv6 path, 1280, less the headers of IPv6 and UDP
+
+PATIENCE = 1.0  # seconds that a name server, or another thread, may hold up a report
+
+
+def _host(text: str) -> str:
+    # Two colons at least are an IPv6 address; one is a port gone astray.
+    if not _made_of(text, ".:%-_") or text.count(":") == 1:
+        raise ValueError("must be a name or an address, without a port: statsd.example, 10.0.0.3 or ::1")
+    return text
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) < 65536 and len(text) < 6):
+        raise ValueError("must be a whole number from 1 to 65535, such as 9125")
+    return int(text)
+
+
+def _prefix(text: str) -> str:
+    if not _made_of(text, "_.-") or "" in text.split(".") or len(text) > 1000:
+        raise ValueError("must be words of A-Z a-z 0-9 _ - with dots between, such as python_popcon.library_used")
+    return text
+
+
+def _sample_rate(text: str) -> str:
+    # The text itself goes on the wire: statsd servers do not read 1e-05.
+    if not (text.isascii() and text.replace(".", "", 1).isdigit() and 0 < float(text) <= 1 and len(text) < 20):
+        raise ValueError("must be a decimal number above 0 and not above 1, such as 0.1")
+    return text
+
+
+def _made_of(text: str, others: str) -> bool:
+    return text.isascii() and (text.translate(dict.fromkeys(map(ord, others))) or "0").isalnum()
+
+
+SETTINGS: "dict[str, tuple[str, Callable[[str], Any]]]" = {  # the default, and what reads a value
+    "PYTHON_POPCONTEST_STATSD_HOST": ("", _host),
+    "PYTHON_POPCONTEST_STATSD_PORT": ("9125", _port),
+    "PYTHON_POPCONTEST_STATSD_PREFIX": ("python_popcon.library_used", _prefix),
+    "PYTHON_POPCONTEST_STATSD_SAMPLE_RATE": ("1", _sample_rate),
+}
+
+
+def setting(name: str) -> "Any":
+    """Return the value in force of one of SETTINGS; an empty variable is as good as none.
+
+    Raises ValueError, saying what would be right.
+    """
+    default, read = SETTINGS[name]
+    text = os.environ.get(name) or default
+    try:
+        return read(text)
+    except ValueError as error:
+        raise ValueError(f"{name}={text!r}: {error}") from None
+
+
+def debugging() -> bool:
+    """Tell whether PYTHON_POPCONTEST_DEBUG is set, and not 0."""
+    return os.environ.get("PYTHON_POPCONTEST_DEBUG", "0") not in ("", "0")
+
+
+def debug(message: str) -> None:
+    """Say it on stderr, in one line, if debugging() is asked for."""
+    if debugging():
+        try:
+            sys.stderr.write("popcon: " + " ".join(message.split()) + "\n")
+            sys.stderr.flush()
+        except Exception:  # closed, None, or a person's own: then nobody is listening
+            pass
+
+
+def statsd_line(library: str, prefix: str, rate: str = "1") -> bytes:
+    """Return the counter's line in the statsd protocol, without a newline."""
+    return f"{prefix}.{library}:1|c{'' if float(rate) == 1 else '|@' + rate}".encode("ascii")
+
+
+def datagrams(lines: "Iterable[bytes]") -> list[bytes]:
+    """Join the lines, a newline between, to as few datagrams of at most DATAGRAM bytes."""
+    packed: list[bytes] = []
+    for line in lines:
+        if packed and len(packed[-1]) + 1 + len(line) <= DATAGRAM:
+            packed[-1] += b"\n" + line
+        else:
+            packed.append(line)
+    return packed
+
+
+def addresses(host: str, port: int) -> "list[tuple[int, Any]]":
+    """Return (family, address) for the host, IPv4 first, after PATIENCE seconds at most.
+
+    Raises OSError. IPv4 first because statsd servers that listen on one family alone
+    listen on that, and nobody answers when UDP takes the other way to localhost.
+    """
+    # What lies beneath socket: it needs no other module, and is still itself in
+    # programs where gevent, PySocks or pytest-socket have replaced parts of socket.
+    socket = standard("_socket")
+
+    def look_up(flags: int) -> "list[tuple[int, Any]]":
+        found = socket.getaddrinfo(host, port, socket.AF_UNSPEC, socket.SOCK_DGRAM, 0, flags)
+        return sorted(((family, address) for family, _, _, _, address in found), key=lambda pair: pair[0] != socket.AF_INET)
+
+    try:
+        return look_up(socket.AI_NUMERICHOST)
+    except OSError:
+        pass  # a name
+    results: "list[Any]" = []
+    done = _thread.allocate_lock()
+
+    def work() -> None:
+        try:
+            results.append(look_up(0))
+        except Exception as error:
+            results.append(error)
+        done.release()
+
+    done.acquire()
+    try:
+        _thread.start_new_thread(work, ())
+    except RuntimeError:  # 3.12 starts no thread at exit
+        work()
+    if not done.acquire(timeout=PATIENCE):
+        raise OSError(f"the name server did not answer within {PATIENCE:g} s")
+    if isinstance(results[0], Exception):
+        raise results[0]
+    return results[0]  # type: ignore[no-any-return]
+
+
+def send(packets: list[bytes], host: str, port: int) -> None:
+    """Send the datagrams to the first of the host's addresses that takes them. Raises OSError."""
+    socket = standard("_socket")
+    packets = packets[::-1]
+    failure: OSError | None = None
+    for family, address in addresses(host, port):
+        try:
+            sender = socket.socket(family, socket.SOCK_DGRAM)
+            try:
+                sender.settimeout(PATIENCE)
+                while packets:
+                    sender.sendto(packets[-1], address)
+                    packets.pop()
+                return
+            finally:
+                sender.close()
+        except OSError as error:
+            failure = error
+    raise failure or OSError("the name has no address")
+
+
+# ---- the state ------------------------------------------------------------------
+
+class Reporter:
+    """What one process has loaded, used and sent.
+
+    `baseline` and `seen` are files, `used` and `sent` the names of libraries. Every
+    file is in one of the first two as soon as its owner is known.
+    """
+
+    def __init__(self) -> None:
+        self.lock = _thread.allocate_lock()
+        self.baseline: dict[str, str] = {}
+        self.baseline_libraries: set[str] | None = set()
+        self.seen: dict[str, str] = {}
+        self.used: set[str] = set()
+        self.sent: set[str] = set()
+        self.drawn: bool | None = None
+
+    def take_baseline(self) -> None:
+        """Start over: what is loaded now is the baseline. What was sent stays sent."""
+        self.baseline = executed_files(dict(sys.modules))
+        self.baseline_libraries = None  # looked up when something is compared with it
+        self.seen, self.used = {}, set()
+
+    def after_fork(self) -> None:
+        """Begin anew as the child: what the parent loaded is the parent's."""
+        try:
+            self.__init__()  # type: ignore[misc]
+            self.take_baseline()
+        except Exception as error:
+            debug(f"no baseline after fork: {error!r}")
+
+    def update(self) -> None:
+        """Find the owners of what was loaded since the last time."""
+        new = {file: name for file, name in executed_files(dict(sys.modules)).items()
+               if file not in self.baseline and file not in self.seen}
+        if new:
+            if self.baseline_libraries is None:
+                found, self.baseline_libraries = libraries(new, self.baseline)
+            else:
+                found, = libraries(new)
+            self.used |= found - self.baseline_libraries
+            self.seen.update(new)
+
+    def report(self) -> list[str]:
+        """Send what was used and not sent yet, and return it. Raises OSError or ValueError."""
+        if os.environ.get("DO_NOT_TRACK", "0") != "0":
+            debug("nothing sent: DO_NOT_TRACK is set")
+            return []
+        host, port, prefix, rate = map(setting, SETTINGS)
+        if not host:
+            debug("nothing sent: PYTHON_POPCONTEST_STATSD_HOST is not set")
+            return []
+        if self.drawn is None:
+            self.drawn = int.from_bytes(os.urandom(6), "big") < float(rate) * 2**48
+        if not self.drawn:
+            debug(f"nothing sent: this process is not in the sample of {rate}")
+            return []
+        self.update()
+        names = sorted(self.used - self.sent)
+        lines = [statsd_line(name, prefix, rate) for name in names]
+        if not names:
+            debug("nothing sent: no library was used" + (" since the last report" if self.sent else ""))
+            return []
+        send(datagrams(lines), host, port)
+        self.sent.update(names)
+        for line in lines if debugging() else ():
+            debug(f"sent {line.decode()} to {host}:{port}")
+        return names
+
+
+_reporter = Reporter()
+_is_set_up = False
+
+
+def setup_reporter() -> None:
+    """Take the baseline, and report at exit what is used beyond it.
+
+    What is loaded by now never counts. A later call moves the baseline. Never
+    raises, prints nothing, and takes less than a millisecond.
+    """
+    global _is_set_up
+    try:
+        _reporter.take_baseline()
+        if not _is_set_up:
+            atexit.register(_report_at_exit)
+            if hasattr(os, "register_at_fork"):
+                os.register_at_fork(after_in_child=_reporter.after_fork)
+            _is_set_up = True
+    except Exception as error:
+        debug(f"not set up: {error!r}")
+
+
+def used_libraries() -> set[str]:
+    """Return the names of the libraries used since the baseline, sent or not.
+
+    Without setup_reporter() the baseline is empty: all that is loaded counts.
+    """
+    _reporter.update()
+    return set(_reporter.used)
+
+
+def report() -> list[str]:
+    """Send now what was not sent yet, and return the names that were sent.
+
+    For a server that never exits, or a hook of one's own. Every library is sent once
+    by a process. Never raises: what went wrong is told by PYTHON_POPCONTEST_DEBUG,
+    and what could not be sent is tried again the next time.
+    """
+    if not _reporter.lock.acquire(timeout=PATIENCE):
+        return []  # another thread is at it
+    try:
+        return _reporter.report()
+    except Exception as error:
+        debug(f"nothing sent: {error if isinstance(error, (OSError, ValueError)) else repr(error)}")
+        return []
+    finally:
+        _reporter.lock.release()
+
+
+def _report_at_exit() -> None:
+    try:
+        report()
+    except BaseException:  # Ctrl-C: the process is ending already
+        pass
