@@ -684,3 +684,214 @@ def _report_at_exit() -> None:
         report()
     except BaseException:  # Ctrl-C: the process is ending already
         pass
+
+
+# ---- the command line ---------------------------------------------------------------
+
+# What a child of selftest runs: the library's folder and this very file are its arguments.
+CHILD = """\
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("popcon", sys.argv[2])
+popcon = sys.modules["popcon"] = module_from_spec(spec)
+start = time.perf_counter()
+spec.loader.exec_module(popcon)
+popcon.setup_reporter()
+print((time.perf_counter() - start) * 1e3)
+import popcon_selftest
+"""
+
+
+def selftest() -> int:
+    """Prove the whole way from an import to a datagram, and print what is in force.
+
+    Returns 0, or 1 if something is an error. Needs no server, leaves nothing behind.
+    """
+    worst = 0
+    for check in (_check_python, _check_way, _check_settings, _check_server, _check_libraries, _check_cost):
+        lines = []
+        try:
+            for line in check():
+                lines.append(line)
+        except Exception as error:
+            lines.append(("error", check.__name__[7:], f"{type(error).__name__}: {error}"))
+        for state, what, text in lines:
+            print(f"{state:9}{what:13}{text}", flush=True)
+            worst |= state == "error"
+    return worst
+
+
+def _check_python() -> "Iterator[tuple[str, str, str]]":
+    yield "ok", "popcon", f"{__version__}, {os.path.abspath(__file__)}"
+    yield "ok", "python", f"{sys.version.split()[0]}, environment {sys.prefix}"
+
+
+def _check_way() -> "Iterator[tuple[str, str, str]]":
+    """Import a throw-away library in a child, and receive what the child reports."""
+    info = "popcon_selftest-1.dist-info/"
+    library = {"popcon_selftest/__init__.py": "", info + "METADATA": "Metadata-Version: 2.1\nName: popcon_selftest\nVersion: 1\n",
+               info + "RECORD": f"popcon_selftest/__init__.py,,\n{info}METADATA,,\n{info}RECORD,,\n"}
+    expected = b"python_popcon.library_used.popcon-selftest:1|c"
+    socket, tempfile = standard("_socket"), standard("tempfile")
+    receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(2)
+        environ = {name: value for name, value in os.environ.items() if name != "DO_NOT_TRACK" and not name.startswith("PYTHON_POPCONTEST")}
+        environ["PYTHON_POPCONTEST_STATSD_HOST"] = "127.0.0.1"
+        environ["PYTHON_POPCONTEST_STATSD_PORT"] = str(receiver.getsockname()[1])
+        try:
+            with tempfile.TemporaryDirectory(prefix="popcon-") as folder:
+                for path, text in library.items():
+                    os.makedirs(os.path.dirname(os.path.join(folder, path)), exist_ok=True)
+                    with open(os.path.join(folder, path), "w", encoding="utf-8") as file:
+                        file.write(text)
+                child = _run_child(folder, environ, folder)
+        except OSError as error:
+            if not hasattr(os, "memfd_create"):
+                raise OSError(f"no place for a throw-away library: {error}") from None
+            # Nothing here can be written: a zip file in memory serves as well.
+            with open(os.memfd_create("popcon"), "w+b") as memory:
+                with standard("zipfile").ZipFile(memory, "w") as archive:
+                    for path, text in library.items():
+                        archive.writestr(path, text)
+                memory.flush()
+                child = _run_child(f"/proc/self/fd/{memory.fileno()}", environ, "/", (memory.fileno(),))
+        if child.returncode or child.stderr:
+            yield "error", "reporting", f"the child ended with status {child.returncode} and said {child.stderr.decode(errors='replace').strip()!r}"
+            return
+        try:
+            received = receiver.recv(65536)
+        except OSError:
+            yield "error", "reporting", "the child reported nothing; a firewall on the loopback interface?"
+            return
+    finally:
+        receiver.close()
+    if received == expected:
+        yield "ok", "reporting", f"a process imported a library, and sent {received.decode()}"
+    else:
+        yield "error", "reporting", f"the child sent {received!r} instead of {expected!r}"
+    compiled = os.path.exists(standard("importlib.util").cache_from_source(__file__))
+    yield "ok", "start-up", f"{float(child.stdout):.1f} ms" + (
+        "" if compiled else f"; compiled anew each time, {sys.executable} -m compileall {os.path.abspath(__file__)} spares that")
+
+
+def _run_child(library: str, environ: dict[str, str], folder: str, descriptors: tuple[int, ...] = ()) -> "Any":
+    """Run CHILD as this interpreter was run, and return what subprocess.run() returns."""
+    if not sys.executable:
+        raise OSError("this Python does not know its own executable")
+    flags = ["-B"] + ["-I"] * sys.flags.isolated + ["-S"] * sys.flags.no_site + [f"-W{option}" for option in sys.warnoptions]
+    return standard("subprocess").run(
+        [sys.executable, *flags, "-c", CHILD, library, os.path.abspath(__file__)], env=environ, cwd=folder,
+        pass_fds=descriptors, stdin=-3, stdout=-1, stderr=-1, timeout=60)  # -3 is DEVNULL, -1 is PIPE
+
+
+def _check_settings() -> "Iterator[tuple[str, str, str]]":
+    for name in SETTINGS:
+        what = name.rpartition("STATSD_")[2].lower().replace("_", " ")
+        try:
+            value = setting(name)
+        except ValueError as error:
+            yield "error", what, f"{error}; nothing is sent"
+            continue
+        if value:
+            yield "ok", what, f"{value}" + ("" if os.environ.get(name) else f", the default; {name} is not set")
+        else:
+            yield "warning", what, f"{name} is not set: nothing is sent"
+    if "DO_NOT_TRACK" in os.environ:
+        state = "ok" if os.environ["DO_NOT_TRACK"] == "0" else "warning"
+        yield state, "do not track", f"DO_NOT_TRACK={os.environ['DO_NOT_TRACK']}" + (": nothing is sent" if state == "warning" else "")
+    if debugging():
+        yield "ok", "debug", "PYTHON_POPCONTEST_DEBUG is set: every process says what it sends"
+    for name in sorted(os.environ):
+        if name.startswith("PYTHON_POPCONTEST") and name not in {*SETTINGS, "PYTHON_POPCONTEST_DEBUG"}:
+            yield "warning", "unknown", f"{name} is no setting of popcon"
+
+
+def _check_server() -> "Iterator[tuple[str, str, str]]":
+    """Look whether a server listens, with an empty datagram, which adds to no counter."""
+    try:
+        host, port = setting("PYTHON_POPCONTEST_STATSD_HOST"), setting("PYTHON_POPCONTEST_STATSD_PORT")
+    except ValueError:
+        return  # told by _check_settings()
+    if not host:
+        return
+    try:
+        family, address = addresses(host, port)[0]
+    except OSError as error:
+        yield "error", "server", f"{host} leads to no address: {error}"
+        return
+    where = f"{host} is {address[0]}, " if host != address[0] else ""
+    socket = standard("_socket")
+    probe = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        probe.settimeout(0.5)
+        probe.connect(address)
+        probe.send(b"")
+        probe.recv(1)
+    except TimeoutError:
+        yield "ok", "server", f"{where}port {port} does not refuse (more can't be known of UDP)"
+    except ConnectionRefusedError:
+        yield "error", "server", f"{where}nothing listens on UDP port {port} there"
+    except OSError as error:
+        yield "error", "server", f"{where}not reached: {error}"
+    finally:
+        probe.close()
+
+
+def _check_libraries() -> "Iterator[tuple[str, str, str]]":
+    """Count what is installed on sys.path, and what of it could ever be counted."""
+    suffixes = tuple(suffix.encode() for suffix in standard("importlib.machinery").all_suffixes())
+    names, matched, broken = set(), set(), []
+    for folder in dict.fromkeys(entry.rstrip(os.sep) for entry in sys.path):
+        try:
+            entries = os.listdir(folder or ".")
+        except OSError:
+            continue  # an archive, or not there
+        tops = [entry + "/__init__.py" if os.path.isdir(os.path.join(folder, entry)) else entry for entry in entries]
+        infos = [f"{folder}{os.sep}{entry}" for entry in entries if entry.lower().endswith((".dist-info", ".egg-info"))]
+        for info in infos:
+            try:
+                name, lines = library_name(info), record_lines(_read(f"{info}{os.sep}RECORD"))
+            except Exception as error:
+                broken.append(f"{info} ({error})")
+                continue
+            if name:
+                names.add(name)
+                paths = (line.partition(b",")[0] for line in lines)
+                if any(path.endswith(suffixes) and not path.startswith((b"..", b"/")) for path in paths):
+                    matched.add(name)
+                elif not lines and os.path.basename(folder) in ("site-packages", "dist-packages"):
+                    matched |= _owners_by_name([info], tops + [name.replace("-", "/") + "/__init__.py"])
+            elif not _read(f"{info}{os.sep}direct_url.json") and (lines or folder.endswith("-packages")):
+                broken.append(f"{info} (no valid name)")
+    rest = sorted(names - matched)
+    yield "ok", "libraries", f"{len(names)} installed, {len(matched & names)} can be matched to modules" + (
+        f"; not {', '.join(rest[:8])}{' and others' if rest[8:] else ''}" if rest else "")
+    for text in broken:
+        yield "warning", "metadata", f"cannot be read, never counted: {text}"
+
+
+def _check_cost() -> "Iterator[tuple[str, str, str]]":
+    """Time the search for the owner of a module in each folder of sys.path."""
+    clock = standard("time").perf_counter
+    files = {os.path.join(folder, "popcon_selftest.py"): "popcon_selftest" for folder in sys.path if os.path.isdir(folder)}
+    start = clock()
+    libraries(executed_files(dict(sys.modules)) | files)
+    yield "ok", "exit", f"{(clock() - start) * 1e3:.1f} ms for a process that used a library"
+
+
+def main(arguments: "Sequence[str] | None" = None) -> int:
+    """Run the command line, and return the exit status; wrong usage exits with 2."""
+    parser = standard("argparse").ArgumentParser(
+        prog="python -m popcon", description="Tell which installed libraries are really used, and nothing about who uses them.")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("selftest", help="prove that reporting works here, and say what is in force",
+                        description="Prove that reporting works here, and say what is in force. Exit status 1 if something is an error.")
+    parser.parse_args(arguments)
+    return selftest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
