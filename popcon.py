@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 __version__ = "1.0.0"
 __all__ = ["report", "setup_reporter", "used_libraries"]
 
-STDLIB = os.path.dirname(getattr(os, "__file__", ""))
+STDLIB = os.path.join(os.path.dirname(getattr(os, "__file__", "")), "")
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -80,7 +80,7 @@ def _odd_namespace(name: str, module: object, lazy: object) -> "Mapping[str, Any
 def executed_files(modules: "Mapping[Any, object]") -> dict[str, str]:
     """Map the file of every executed module to the module's dotted name.
 
-    Takes a copy of sys.modules. A module without a file, from a loader of somebody's
+    Takes a copy of sys.modules. Leaves the standard library out. A module without a file, from a loader of somebody's
     own, stands under its name instead. Runs no code of the modules.
     """
     plain = type(sys)
@@ -94,19 +94,27 @@ def executed_files(modules: "Mapping[Any, object]") -> dict[str, str]:
             namespace = _module_namespace(module) if type(module) is plain else _odd_namespace(name, module, lazy)
             file, spec = namespace.get("__file__"), namespace.get("__spec__")
             if type(spec) is ModuleSpec:
-                name = spec.name  # the key in sys.modules may be an alias
-                if file is not spec.origin and spec.has_location:
+                if file is spec.origin or type(file) is not str:
+                    name = spec.name  # the key in sys.modules may be an alias
+                    if spec.has_location:
+                        file = spec.origin
+                    elif _is_custom(spec.loader):
+                        file = name
+                elif spec.has_location and spec.name == name:
                     file = spec.origin  # the module rewrote __file__, as tlz does
-                elif file is None and _is_custom(spec.loader):
-                    file = name
             elif name in ("__main__", "__mp_main__"):
                 continue  # a script, somebody's own; run with -m it would have a spec
         except Exception as error:
             debug(f"cannot tell the file of {name}: {error!r}")
             continue
-        if type(file) is str and type(name) is str:
+        if type(file) is str and type(name) is str and not _is_standard(file):
             files[file] = name
     return files
+
+
+def _is_standard(file: str) -> bool:
+    """Tell whether the file is the standard library's."""
+    return file.startswith(STDLIB) and "-packages" not in file[len(STDLIB):] or f"{os.sep}lib-dynload{os.sep}" in file
 
 
 def _is_custom(loader: object) -> bool:
@@ -138,11 +146,10 @@ def libraries(*groups: "Mapping[str, str]") -> list[set[str]]:
                 places[place] = [base]
                 if place not in origins:
                     origins[place] = place.rsplit(os.sep, name.count(".") + base.startswith("__init__."))[0]
-        grouped.append({place: bases for place, bases in places.items() if not _is_standard(place)})
+        grouped.append(places)
     # A .pth file or a library may have put one of its own folders on sys.path (pywin32
     # does): the modules there belong to a folder further up.
-    folders = {origins[place] for places in grouped for place in places}
-    folders.update(entry.rstrip(os.sep) for entry in sys.path if type(entry) is str)
+    folders = {*origins.values(), *(entry.rstrip(os.sep) for entry in import_path())}
     for folder in folders - {""}:
         start = folder + os.sep
         paths = [[f"{place}{os.sep}"[len(start):] + base for place, bases in places.items()
@@ -166,9 +173,9 @@ def libraries(*groups: "Mapping[str, str]") -> list[set[str]]:
     return found
 
 
-def _is_standard(place: str) -> bool:
-    """Tell whether the directory is the standard library's."""
-    return place.startswith(STDLIB) and "-packages" not in place[len(STDLIB):] or place.endswith("lib-dynload")
+def import_path() -> list[str]:
+    """Return what of sys.path can name a folder; a program may put anything there."""
+    return [entry for entry in sys.path if type(entry) is str and "\0" not in entry] if type(sys.path) is list else []
 
 
 def _folder_owners(folder: str, entries: list[str], groups: list[list[str]]) -> list[set[str]]:
@@ -185,7 +192,11 @@ def _folder_owners(folder: str, entries: list[str], groups: list[list[str]]) -> 
             if not record:
                 unrecorded.append(info)
             elif suspect(record):
-                lines = record_lines(record)
+                try:
+                    lines = record_lines(record)
+                except Exception as error:
+                    debug(f"cannot read {info}: {error!r}")
+                    continue
                 hits = [_meet(lines, paths, bisect) for paths in wanted]
                 if any(hits):
                     owners.append(info)
@@ -222,7 +233,7 @@ def record_lines(record: bytes) -> list[bytes]:
     """Return the sorted lines of a RECORD, each a path and a comma, then anything."""
     if b'"' in record or b"," not in record:  # never so as pip writes it
         rows = standard("csv").reader(record.decode("utf-8", "surrogateescape").splitlines())
-        lines = [row[0].encode("utf-8", "surrogateescape") + b"," for row in rows if row]
+        lines = [row[0].encode("utf-8", "surrogateescape") + b"," for row in rows if row and "," not in row[0]]
     else:
         lines = record.split(b"\n")
     lines.sort()
@@ -394,7 +405,7 @@ def standard(name: str) -> "Any":
             @classmethod
             def find_spec(cls, name: str, path: object = None, target: object = None) -> "ModuleSpec | None":
                 if path is None and name in sys.stdlib_module_names and _thread.get_ident() == cls.thread:
-                    return PathFinder.find_spec(name, [STDLIB, os.path.join(STDLIB, "lib-dynload")])
+                    return PathFinder.find_spec(name, [STDLIB, STDLIB + "lib-dynload"])
                 return None
 
         sys.meta_path.insert(0, Finder)
@@ -404,8 +415,7 @@ def standard(name: str) -> "Any":
             sys.meta_path.remove(Finder)
     module = sys.modules[name]
     for file in executed_files({name: module}):
-        if not _is_standard(os.path.dirname(file)) and file != name:
-            raise ImportError(f"{name} is not the standard library's but {file}")
+        raise ImportError(f"{name} is not the standard library's but {file}")
     return module
 
 
@@ -509,7 +519,8 @@ def addresses(host: str, port: int) -> "list[tuple[int, Any]]":
     socket = standard("_socket")
 
     def look_up(flags: int) -> "list[tuple[int, Any]]":
-        found = socket.getaddrinfo(host, port, socket.AF_UNSPEC, socket.SOCK_DGRAM, 0, flags)
+        # As bytes, since of a str it looks for the idna codec in files that a person may have taken away.
+        found = socket.getaddrinfo(host.encode("ascii"), port, socket.AF_UNSPEC, socket.SOCK_DGRAM, 0, flags)
         return sorted(((family, address) for family, _, _, _, address in found), key=lambda pair: pair[0] != socket.AF_INET)
 
     try:
@@ -844,14 +855,14 @@ def _check_libraries() -> "Iterator[tuple[str, str, str]]":
     """Count what is installed on sys.path, and what of it could ever be counted."""
     suffixes = tuple(suffix.encode() for suffix in standard("importlib.machinery").all_suffixes())
     names, matched, broken = set(), set(), []
-    for folder in dict.fromkeys(entry.rstrip(os.sep) for entry in sys.path):
+    for folder in dict.fromkeys(entry.rstrip(os.sep) for entry in import_path()):
         try:
             entries = os.listdir(folder or ".")
         except OSError:
             continue  # an archive, or not there
-        tops = [entry + "/__init__.py" if os.path.isdir(os.path.join(folder, entry)) else entry for entry in entries]
-        infos = [f"{folder}{os.sep}{entry}" for entry in entries if entry.lower().endswith((".dist-info", ".egg-info"))]
-        for info in infos:
+        infos = [entry for entry in entries if entry.lower().endswith((".dist-info", ".egg-info"))]
+        tops = [entry + "/__init__.py" if os.path.isdir(os.path.join(folder, entry)) else entry for entry in {*entries}.difference(infos)]
+        for info in (f"{folder}{os.sep}{entry}" for entry in infos):
             try:
                 name, lines = library_name(info), record_lines(_read(f"{info}{os.sep}RECORD"))
             except Exception as error:
@@ -863,7 +874,8 @@ def _check_libraries() -> "Iterator[tuple[str, str, str]]":
                 if any(path.endswith(suffixes) and not path.startswith((b"..", b"/")) for path in paths):
                     matched.add(name)
                 elif not lines and os.path.basename(folder) in ("site-packages", "dist-packages"):
-                    matched |= _owners_by_name([info], tops + [name.replace("-", "/") + "/__init__.py"])
+                    inner = name.replace("-", os.sep)  # google/auth
+                    matched |= _owners_by_name([info], tops + [f"{inner}/__init__.py"] * os.path.isdir(os.path.join(folder, inner)))
             elif not _read(f"{info}{os.sep}direct_url.json") and (lines or folder.endswith("-packages")):
                 broken.append(f"{info} (no valid name)")
     rest = sorted(names - matched)
@@ -876,7 +888,7 @@ def _check_libraries() -> "Iterator[tuple[str, str, str]]":
 def _check_cost() -> "Iterator[tuple[str, str, str]]":
     """Time the search for the owner of a module in each folder of sys.path."""
     clock = standard("time").perf_counter
-    files = {os.path.join(folder, "popcon_selftest.py"): "popcon_selftest" for folder in sys.path if os.path.isdir(folder)}
+    files = {os.path.join(folder, "popcon_selftest.py"): "popcon_selftest" for folder in import_path() if os.path.isdir(folder)}
     start = clock()
     libraries(executed_files(dict(sys.modules)) | files)
     yield "ok", "exit", f"{(clock() - start) * 1e3:.1f} ms for a process that used a library"

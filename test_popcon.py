@@ -1,0 +1,1005 @@
+"""The tests of popcon: `python -m unittest`.
+
+Those that need a real server, Debian's Python or a large environment are told where by
+POPCON_TEST_* variables, as .ci/run sets them, and are skipped without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib.machinery
+import io
+import json
+import os
+import random
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import types
+import unittest
+import urllib.request
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import popcon
+
+HERE = Path(__file__).resolve().parent
+SOURCE = Path(popcon.__file__).resolve()
+EXPORTER = os.environ.get("POPCON_TEST_STATSD_EXPORTER", "")
+STATSD = os.environ.get("POPCON_TEST_STATSD", "")
+LARGE = os.environ.get("POPCON_TEST_LARGE", "")
+DEBIAN = list(filter(None, os.environ.get("POPCON_TEST_DEBIAN", "").split(":")))
+YAML = os.environ.get("POPCON_TEST_PYTHON_YAML", "")
+
+
+def clean_environ(**settings: str) -> dict[str, str]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "DO_NOT"))}
+    return environ | {"PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1"} | settings
+
+
+class Server:
+    """A statsd server that only listens."""
+
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        self.socket = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind((address, 0))
+        self.address, self.port = address, self.socket.getsockname()[1]
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.socket.close()
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {"PYTHON_POPCONTEST_STATSD_HOST": self.address, "PYTHON_POPCONTEST_STATSD_PORT": str(self.port)}
+
+    def received(self, wait: float = 0.0) -> list[bytes]:
+        """What came since the last call; loopback delivers before the sender goes on."""
+        datagrams = []
+        self.socket.settimeout(wait)
+        with contextlib.suppress(BlockingIOError, TimeoutError):
+            while True:
+                datagrams.append(self.socket.recv(65536))
+        return datagrams
+
+
+class Case(unittest.TestCase):
+    def setUp(self) -> None:
+        self.folder = Path(self.enterContext_(tempfile.TemporaryDirectory())).resolve()
+        self.site = self.folder / "lib" / "site-packages"
+        self.site.mkdir(parents=True)
+        self.own = self.folder / "own"
+        self.own.mkdir()
+
+    def enterContext_(self, manager: Any) -> Any:  # TestCase.enterContext came with 3.11
+        value = manager.__enter__()
+        self.addCleanup(manager.__exit__, None, None, None)
+        return value
+
+    def install(self, name: str, *files: str, folder: Path | None = None, record: str | None = "", info: str = "",
+                more: dict[str, str] | None = None, source: str = "") -> Path:
+        """Install a library of these files as pip does; record=None leaves the RECORD out."""
+        folder = folder or self.site
+        self.write(folder, dict.fromkeys(files, source))
+        info = info or f"{re.sub('[-.]+', '_', name)}-1.0.dist-info"
+        meta = {f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n\nText\nName: not-me\n"}
+        meta |= {f"{info}/{path}": text for path, text in (more or {}).items()}
+        self.write(folder, meta)
+        if record == "":
+            record = "".join(f"{path},sha256=abc,1\n" for path in [*meta, *files]) + f"{info}/RECORD,,\n"
+        if record is not None:
+            self.write(folder, {f"{info}/RECORD": record})
+        return folder / info
+
+    def write(self, folder: Path, files: dict[str, str]) -> None:
+        for path, text in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text, encoding="utf-8")
+
+    def owners(self, *modules: str, folder: Path | None = None) -> set[str]:
+        """What popcon says of modules, named by their paths in the folder."""
+        folder = folder or self.site
+        files = {}
+        for path in modules:
+            name = path.partition(".")[0].replace("/", ".")
+            files[str(folder / path)] = name.removesuffix(".__init__")
+        return popcon.libraries(files)[0]
+
+    def run_python(self, code: str, *flags: str, cwd: Path | None = None, script: str = "",
+                   **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run the code in a fresh interpreter that finds self.site."""
+        path = os.pathsep.join([str(self.site), str(HERE)])
+        arguments = [sys.executable, *flags] + ([script] if script else ["-c", textwrap.dedent(code)])
+        return subprocess.run(arguments, env=clean_environ(**{"PYTHONPATH": path} | settings), cwd=cwd or self.own,
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+
+    def used(self, code: str, *flags: str, before: str = "", **options: Any) -> set[str]:
+        """The libraries that a fresh interpreter names after it ran the code."""
+        result = self.run_python(f"""
+import sys
+{textwrap.dedent(before)}
+import popcon
+popcon.setup_reporter()
+{textwrap.dedent(code)}
+print(*sorted(popcon.used_libraries()), sep=" ", end="")
+""", *flags, **options)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        return set(result.stdout.split())
+
+    def sent(self, code: str, *flags: str, **options: Any) -> tuple[set[str], subprocess.CompletedProcess[str]]:
+        """The libraries that a fresh interpreter sends when it ends, and how it ended."""
+        with Server() as server:
+            result = self.run_python("import popcon; popcon.setup_reporter()\n" + textwrap.dedent(code), *flags,
+                                     **server.settings | options)
+            lines = [line for datagram in server.received() for line in datagram.decode().split("\n")]
+        self.assertEqual(len(lines), len(set(lines)))
+        for line in lines:
+            self.assertRegex(line, r"^python_popcon\.library_used\.[a-z0-9-]+:1\|c$")
+        return {line[len("python_popcon.library_used."):-len(":1|c")] for line in lines}, result
+
+
+class TestWhatCounts(Case):
+    def test_a_package_a_single_file_and_an_extension_count(self) -> None:
+        self.install("Alpha", "alpha/__init__.py", "alpha/part.py")
+        self.install("beta", "beta.py")
+        suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+        self.install("cffi-like", f"_cffi_like{suffix}")
+        self.install("unused", "unused.py")
+        self.assertEqual(self.used("import alpha.part, beta"), {"alpha", "beta"})
+        self.assertEqual(self.owners(f"_cffi_like{suffix}"), {"cffi-like"})
+
+    def test_names_are_normalised_as_pep_503_says(self) -> None:
+        for name, expected in [("ruamel.yaml", "ruamel-yaml"), ("A__b-.c", "a-b-c"), ("PyYAML", "pyyaml"), ("x", "x"), ("2to3", "2to3"),
+                               ("", ""), ("a b", ""), ("a:1|c\nb", ""), ("é", ""), ("\u212aafka", ""), ("-", ""), ("a/b", ""), ("²", "")]:
+            with self.subTest(name=name):
+                self.assertEqual(popcon.normalized(name), expected)
+
+    def test_only_the_library_whose_file_was_imported_counts_in_a_namespace(self) -> None:
+        self.install("google-cloud-storage", "google/cloud/storage/__init__.py")
+        self.install("google-cloud-bigquery", "google/cloud/bigquery/__init__.py")
+        self.install("google-auth", "google/auth/__init__.py")
+        self.assertEqual(self.used("import google.cloud.storage"), {"google-cloud-storage"})
+
+    def test_a_library_within_anothers_package_counts_for_itself(self) -> None:
+        self.install("host", "host/__init__.py")
+        self.install("guest", "host/plugins/guest.py", "guest_tool.py")
+        self.assertEqual(self.used("import host"), {"host"})
+        self.assertEqual(self.used("import host.plugins.guest"), {"host", "guest"})
+
+    def test_every_library_that_lists_the_file_counts(self) -> None:
+        self.install("opencv-python", "cv2/__init__.py")
+        self.install("opencv-python-headless", "cv2/__init__.py")
+        self.assertEqual(self.used("import cv2"), {"opencv-python", "opencv-python-headless"})
+
+    def test_a_library_in_the_baseline_never_counts(self) -> None:
+        self.install("alpha", "alpha/__init__.py", "alpha/late.py")
+        self.install("beta", "beta.py")
+        self.assertEqual(self.used("import alpha.late, beta", before="import alpha"), {"beta"})
+
+    def test_a_later_setup_moves_the_baseline(self) -> None:
+        self.install("alpha", "alpha.py")
+        self.install("beta", "beta.py")
+        names, result = self.sent("import alpha; popcon.setup_reporter(); import beta")
+        self.assertEqual((names, result.stderr), ({"beta"}, ""))
+
+    def test_without_a_setup_all_that_is_loaded_counts(self) -> None:
+        self.install("alpha", "alpha.py")
+        self.assertEqual(self.run_python("import alpha, popcon; print('alpha' in popcon.used_libraries())").stdout, "True\n")
+
+    def test_the_standard_library_never_counts(self) -> None:
+        self.assertEqual(self.used("import json, csv, decimal, sqlite3, xml.dom.minidom, concurrent.futures"), set())
+
+    def test_own_modules_that_bear_a_librarys_name_never_count(self) -> None:
+        self.install("utils", "utils.py", "numpy/__init__.py")
+        self.write(self.own, {"utils.py": "", "numpy/__init__.py": ""})
+        self.assertEqual(self.used("sys.path.insert(0, ''); import utils, numpy"), set())
+
+    def test_a_file_dropped_beside_the_libraries_is_nobodys(self) -> None:
+        self.install("alpha", "alpha/__init__.py")
+        self.write(self.site, {"dropped.py": "", "alpha/dropped.py": ""})
+        self.assertEqual(self.used("import dropped"), set())
+
+    def test_source_trees_never_count(self) -> None:
+        for meta in ("mine.egg-info/PKG-INFO", "mine-1.0.dist-info/METADATA"):
+            self.write(self.own, {"mine.py": "", meta: "Name: mine\n", str(Path(meta).parent / "top_level.txt"): "mine\n"})
+        self.assertEqual(self.used("sys.path.insert(0, ''); import mine"), set())
+
+    def test_editable_installs_never_count(self) -> None:
+        editable = {"direct_url.json": json.dumps({"url": "file:///home/me/mine", "dir_info": {"editable": True}})}
+        self.install("mine", "__editable___mine_finder.py", more=editable)
+        self.install("broken", "broken.py", more={"direct_url.json": "{"})
+        self.install("copied", "copied.py", more={"direct_url.json": json.dumps({"url": "file:///home/me", "dir_info": {}})})
+        self.write(self.own, {"mine.py": ""})
+        self.assertEqual(self.used(f"sys.path.insert(0, {str(self.own)!r}); import __editable___mine_finder, mine, broken, copied"), {"copied"})
+
+    def test_lazy_modules_do_not_count_until_touched_and_stay_asleep(self) -> None:
+        self.install("sleepy", "sleepy.py", source="value = 1; print('woken')")
+        lazily = """
+            import importlib.util
+            spec = importlib.util.find_spec("sleepy")
+            spec.loader = importlib.util.LazyLoader(spec.loader)
+            sleepy = sys.modules["sleepy"] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sleepy)
+            """
+        self.assertEqual(self.used(lazily), set())
+        self.assertEqual(self.used(textwrap.dedent(lazily) + "sleepy.value"), {"woken", "sleepy"})
+        self.assertEqual(self.used("sleepy.value", before=lazily), {"woken", "sleepy"})
+
+    def test_a_module_run_with_m_counts_and_a_script_does_not(self) -> None:
+        self.install("tool", "tool.py", source="import popcon; print(popcon.used_libraries() & {'tool'})")
+        self.write(self.own, {"script.py": "import popcon; print(popcon.used_libraries() & {'tool'})"})
+        arguments: dict[str, Any] = {"env": clean_environ(PYTHONPATH=f"{self.site}{os.pathsep}{HERE}"), "cwd": self.own, "text": True}
+        self.assertEqual(subprocess.check_output([sys.executable, "-m", "tool"], **arguments), "{'tool'}\n")
+        self.assertEqual(subprocess.check_output([sys.executable, "script.py"], **arguments), "set()\n")
+
+    @unittest.skipUnless(hasattr(os, "fork"), "needs os.fork")
+    def test_a_forked_child_counts_only_what_it_imported_itself(self) -> None:
+        for name in ("alpha", "beta"):
+            self.install(name, f"{name}.py")
+        with Server() as server:
+            result = self.run_python("""
+                import popcon; popcon.setup_reporter()
+                import alpha, os, sys
+                children = [os.fork() or sys.exit(__import__("beta") and 0) for _ in range(3)]
+                for child in children:
+                    os.waitpid(child, 0)
+                """, **server.settings)
+            self.assertEqual((result.returncode, result.stderr), (0, ""))
+            prefix = b"python_popcon.library_used."
+            self.assertEqual(sorted(server.received()), [prefix + b"alpha:1|c"] + 3 * [prefix + b"beta:1|c"])
+
+    def test_an_alias_in_sys_modules_and_a_rewritten_file_do_not_mislead(self) -> None:
+        self.install("alpha", "alpha/__init__.py")
+        self.install("beta", "beta.py")
+        self.assertEqual(self.used("import alpha; sys.modules['x.y.z'] = alpha; alpha.__file__ = '/x/beta.py'"), {"alpha"})
+        self.assertEqual(self.used("import alpha, importlib.util; alpha.__spec__ = importlib.util.find_spec('beta')"), {"alpha"})
+        self.assertEqual(self.used("import alpha; del alpha.__spec__"), {"alpha"})
+        self.assertEqual(self.used("import alpha; del alpha.__file__"), {"alpha"})
+        self.assertEqual(self.used("import alpha; alpha.__file__ = alpha.__spec__.origin = 5"), set())
+
+    def test_a_module_that_replaced_itself_by_an_object_counts(self) -> None:
+        self.install("sh", "sh.py", source="import sys\nclass Self:\n    def __getattr__(self, name): sys.exit('woken')\nsys.modules[__name__] = Self()")
+        self.install("shm", "shm.py", source="import sys, types\nclass Self(types.ModuleType):\n    def f(self): pass\nsys.modules[__name__] = Self('shm')")
+        self.assertEqual(self.used("import sh, shm"), {"sh", "shm"})
+
+    def test_what_is_no_module_costs_nobody_a_count_and_is_never_run(self) -> None:
+        self.install("alpha", "alpha.py")
+        self.install("numpy", "numpy/__init__.py")
+        self.assertEqual(self.used("""
+            import types, importlib.machinery
+            def boom(*ignored): print("executed"); raise SystemExit(3)
+            class Evil:
+                __getattribute__ = __eq__ = __ne__ = __hash__ = __str__ = __repr__ = __bool__ = __len__ = __iter__ = boom
+                __fspath__ = __dir__ = __call__ = startswith = boom
+            class EvilModule(types.ModuleType):
+                __getattribute__ = __getattr__ = __eq__ = __hash__ = boom
+            class EvilMeta(type):
+                __getattribute__ = __eq__ = __hash__ = boom
+            class EvilSpec(importlib.machinery.ModuleSpec):
+                __getattribute__ = boom
+            liar = types.ModuleType("liar")
+            liar.__spec__ = liar.__path__ = liar.__loader__ = liar.__package__ = liar.__file__ = Evil()
+            named = types.ModuleType("named")
+            named.__spec__ = importlib.machinery.ModuleSpec("named", None)
+            named.__spec__.name = named.__spec__.origin = Evil(); named.__spec__.has_location = True
+            specced = types.ModuleType("specced")
+            specced.__spec__ = EvilSpec("specced", None)
+            empty = types.ModuleType.__new__(types.ModuleType)
+            sys.modules.update(nothing=None, evil=Evil(), module=EvilModule("numpy"), meta=EvilMeta("numpy", (), {})(), number=5, text="numpy",
+                               liar=liar, named=named, specced=specced, empty=empty, numpy=types.ModuleType("numpy"))
+            sys.modules[7] = sys.modules[("numpy",)] = sys.modules[None] = sys
+            import alpha
+            """), {"alpha"})
+
+    def test_sys_path_may_hold_anything_or_nothing(self) -> None:
+        self.install("alpha", "alpha/__init__.py")
+        self.assertEqual(self.used("import alpha; sys.path[:] = [None, 5, b'x', '', '/nowhere', '/', 'relative', '\\0']"), {"alpha"})
+        self.assertEqual(self.used("import alpha; sys.path = None"), {"alpha"})
+
+    def test_modules_of_a_folder_that_a_pth_file_put_on_sys_path_count(self) -> None:
+        self.install("pywin32", "win32/lib/win32con.py")
+        self.assertEqual(self.used(f"sys.path.append({str(self.site / 'win32' / 'lib')!r}); import win32con"), {"pywin32"})
+
+    def test_several_folders_each_with_its_metadata(self) -> None:
+        target = self.folder / "target"
+        self.install("alpha", "alpha.py", folder=target)
+        self.install("beta", "beta.py")
+        self.install("alpha-two", "alpha.py")
+        self.assertEqual(self.used("import alpha, beta", PYTHONPATH=os.pathsep.join(map(str, [target, self.site, HERE]))), {"alpha", "beta"})
+        self.assertEqual(self.used(f"sys.path.insert(0, {str(target)!r}); import alpha; del sys.path[0]"), {"alpha"})
+
+
+class TestMetadata(Case):
+    def test_record_need_not_be_sorted_nor_end_in_a_newline(self) -> None:
+        self.install("alpha", "zzz.py", "alpha/a.py", "alpha/__init__.py", record="zzz.py,,\nalpha/a.py,,\nb/c.py,,\nalpha/__init__.py,,")
+        for module in ("zzz.py", "alpha/a.py", "alpha/__init__.py"):
+            self.assertEqual(self.owners(module), {"alpha"})
+        self.assertEqual(self.owners("alpha/b.py", "a.py", "c.py"), set())
+
+    def test_a_name_that_begins_like_another_is_another(self) -> None:
+        self.install("alpha", record="a/b.pyi,,\na/b.py.bak,,\na/b.py#,,\na/bb.py,,\naa/b.py,,\nx/a/b.py,,\n")
+        self.assertEqual(self.owners("a/b.py"), set())
+
+    def test_record_is_read_as_csv(self) -> None:
+        for record in ('"a/b.py","sha256=x","1"\n', "a/b.py\n", "a/b.py", '"c,d.txt",sha256=x,1\na/b.py,sha256=y,2\n', "a/b.py,,\r\nc.py,,\r\n",
+                       "c.py,,\r\na/b.py,,\r\n", '"q""uoted",,\na/b.py,,\n', "c.py\na/b.py\n"):
+            with self.subTest(record=record):
+                shutil.rmtree(self.site)
+                self.install("alpha", record=record)
+                self.assertEqual(self.owners("a/b.py"), {"alpha"})
+                self.assertEqual(self.owners("b.py", "d.txt"), set())
+
+    def test_a_quoted_comma_gives_no_path(self) -> None:
+        self.install("alpha", record='"x,a.py",,\n"a.py,x",,\nb.py,,\n')
+        self.assertEqual(self.owners("a.py"), set())
+        self.assertEqual(self.owners("b.py"), {"alpha"})
+
+    def test_rubbish_costs_only_the_distribution_it_is_in(self) -> None:
+        self.install("good", "good.py")
+        rubbish: list[dict[str, bytes]] = [
+            {"RECORD": bytes(range(256)) * 99, "METADATA": bytes(range(256))}, {"RECORD": b"good.py,,\n"}, {"METADATA": b"Name: x\n"},
+            {"RECORD": b"good.py,,\n", "METADATA": b""}, {"RECORD": b"good.py,,\n", "METADATA": b"Version: 1\n\nName: x\n"},
+            {"RECORD": b"good.py,,\n", "METADATA": b"Name: evil:1|c\nevil\n"}, {"RECORD": b"good.py,,\n", "METADATA": b"Name: a\x00b\n"},
+            {"RECORD": b"good.py,,\n", "METADATA": "Name: bös\n".encode("latin-1")}, {"RECORD": b'"good.py\n\x00,,', "METADATA": b"Name: nul\n"},
+            {"RECORD": b'"' + 200_000 * b"x", "METADATA": b"Name: long\n"}, {"RECORD": b"/etc/passwd,,\n../../x.py,,\n../good.py,,\n", "METADATA": b"Name: dots\n"},
+            {"RECORD": b"\n\n,,\n,\n", "METADATA": b"Name: void\n"}, {"RECORD": b"\xff\xfeg\x00o\x00", "METADATA": b"Name: utf16\n"},
+            {"RECORD": b"good.py,,\n", "METADATA": b"Name: url\n", "direct_url.json": b"[1]"}]
+        for number, files in enumerate(rubbish):
+            info = self.site / f"rubbish{number}-1.0.dist-info"
+            info.mkdir()
+            for name, content in files.items():
+                (info / name).write_bytes(content)
+        (self.site / "file.dist-info").write_text("a file where a folder belongs")
+        (self.site / ".dist-info").mkdir()
+        (self.site / "Ünïcode-1.dist-info").mkdir()
+        (self.site / "folder-1.dist-info" / "RECORD").mkdir(parents=True)
+        (self.site / "loop-1.dist-info").symlink_to(self.site / "loop-1.dist-info")
+        (self.site / "zero-1.dist-info").mkdir()
+        (self.site / "zero-1.dist-info" / "RECORD").symlink_to("/dev/zero")
+        self.assertEqual(self.owners("good.py"), {"good"})
+
+    @unittest.skipUnless(hasattr(os, "mkfifo"), "needs os.mkfifo")
+    def test_a_pipe_for_a_record_does_not_block(self) -> None:
+        self.install("good", "good.py")
+        (self.site / "pipe-1.dist-info").mkdir()
+        os.mkfifo(self.site / "pipe-1.dist-info" / "RECORD")
+        self.assertEqual(self.owners("good.py"), {"good"})
+
+    def test_the_name_is_the_metadatas_not_the_folders(self) -> None:
+        self.install("Real.Name", "alpha.py", info="other-1.0.dist-info")
+        self.assertEqual(self.owners("alpha.py"), {"real-name"})
+
+    def test_fuzzed_records_agree_with_a_plain_reading(self) -> None:
+        draw = random.Random(1)
+        names = ["a", "b", "a-b", "a_b", "aa", "B", "_a", "é"]
+        for round_ in range(150):
+            shutil.rmtree(self.site)
+            self.site.mkdir()
+            expected, universe = {}, {"/".join(draw.choices(names, k=draw.randint(1, 3))) + ".py" for _ in range(30)}
+            for library in range(draw.randint(1, 6)):
+                files = draw.sample(sorted(universe), draw.randint(0, 8))
+                out = io.StringIO()
+                csv.writer(out, lineterminator=draw.choice(["\n", "\r\n"]), quoting=draw.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])).writerows(
+                    [file, draw.choice(["", "sha256=a-_"]), draw.choice(["", "1"])] for file in [*files, f"lib{library}/RECORD"])
+                self.install(f"lib{library}", record=out.getvalue())
+                expected[f"lib{library}"] = set(files)
+            wanted = draw.sample(sorted(universe), draw.randint(1, 10))
+            files_ = {str(self.site / path): path[:-3].replace("/", ".") for path in wanted}
+            with self.subTest(round=round_):
+                self.assertEqual(popcon.libraries(files_)[0], {name for name, files in expected.items() if set(wanted) & files})
+
+
+class TestWithoutRecord(Case):
+    def test_top_level_txt_decides_else_the_librarys_own_name(self) -> None:
+        self.install("PyYAML", record=None, more={"top_level.txt": "_yaml\nyaml\n"})
+        self.install("six", record=None)
+        self.install("typing-extensions", record=None)
+        self.write(self.site, {"old-1.0.egg-info": "Metadata-Version: 1.0\nName: old\n", "eggy.egg-info/PKG-INFO": "Name: eggy\n"})
+        for module, owner in [("yaml/__init__.py", "pyyaml"), ("_yaml/__init__.py", "pyyaml"), ("six.py", "six"), ("old/__init__.py", "old"),
+                              ("typing_extensions.py", "typing-extensions"), ("eggy/__init__.py", "eggy")]:
+            self.assertEqual(self.owners(module), {owner})
+        self.assertEqual(self.owners("sixer.py", "dropped.py", "yam.py"), set())
+
+    def test_in_a_shared_package_the_own_name_leads_to_the_file(self) -> None:
+        for name in ("azure-storage-blob", "azure-core", "azure-mgmt-core"):
+            self.install(name, record=None, more={"top_level.txt": "azure\n"})
+        self.install("google-auth", record=None)
+        self.assertEqual(self.owners("azure/storage/blob/__init__.py"), {"azure-storage-blob"})
+        self.assertEqual(self.owners("azure/core/x.py"), {"azure-core"})
+        self.assertEqual(self.owners("google/auth/x.py"), {"google-auth"})
+        self.assertEqual(self.owners("azure/other.py"), {"azure-storage-blob", "azure-core", "azure-mgmt-core"})
+
+    def test_what_a_record_lists_is_not_claimed_by_name(self) -> None:
+        self.install("azure-storage-blob", "azure/storage/blob.py")
+        self.install("azure-other", record=None, more={"top_level.txt": "azure\n"})
+        self.assertEqual(self.owners("azure/storage/blob.py"), {"azure-storage-blob"})
+        self.assertEqual(self.owners("azure/storage/blob.py", "azure/x.py"), {"azure-storage-blob", "azure-other"})
+
+    def test_names_decide_only_where_libraries_get_installed(self) -> None:
+        self.install("mine", "mine.py", record=None, folder=self.own)
+        self.assertEqual(self.owners("mine.py", folder=self.own), set())
+
+
+class TestArchives(Case):
+    def archive(self, path: Path, source: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in source.rglob("*"):
+                archive.write(file, file.relative_to(source))
+
+    def test_zipped_libraries_count_and_only_in_their_own_archive(self) -> None:
+        self.install("alpha", "alpha/__init__.py")
+        self.install("beta", "beta.py")
+        self.archive(self.folder / "libs.zip", self.site)
+        zipped = f"{self.folder / 'libs.zip'}{os.pathsep}{HERE}"
+        self.assertEqual(self.used("import alpha", PYTHONPATH=zipped), {"alpha"})
+        self.write(self.own / "app", {"beta.py": ""})
+        self.archive(self.folder / "app.zip", self.own / "app")
+        self.assertEqual(self.used("import beta", PYTHONPATH=f"{self.folder / 'app.zip'}{os.pathsep}{self.site}{os.pathsep}{HERE}"), set())
+
+    def test_eggs_count_zipped_or_not(self) -> None:
+        egg = self.folder / "egg"
+        self.write(egg, {"gamma/__init__.py": "", "EGG-INFO/PKG-INFO": "Metadata-Version: 1.0\nName: Gamma.X\n", "EGG-INFO/top_level.txt": "gamma\n"})
+        self.archive(self.folder / "gamma-1.0-py3.egg", egg)
+        egg.rename(self.folder / "gamma-2.0-py3.egg")
+        for version in "12":
+            path = f"{self.folder / f'gamma-{version}.0-py3.egg'}{os.pathsep}{HERE}"
+            self.assertEqual(self.used("import gamma", PYTHONPATH=path), {"gamma-x"})
+
+    def test_a_finder_of_ones_own_with_its_distributions_counts(self) -> None:
+        self.install("clash", "virtual.py")
+        finder = """
+            import importlib.abc, importlib.machinery, importlib.metadata
+            class Distribution(importlib.metadata.Distribution):
+                def read_text(self, name): return {"METADATA": "Name: Vir.tual\\n\\n", "top_level.txt": "virtual\\n"}.get(name)
+                def locate_file(self, path): return path
+            class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+                def find_spec(self, name, path=None, target=None):
+                    return importlib.machinery.ModuleSpec(name, self) if name in ("virtual", "mine") else None
+                def exec_module(self, module): pass
+                def find_distributions(self, context=None):
+                    return [Distribution()] if context is None or context.name in (None, "Vir.tual", "vir-tual") else []
+            sys.meta_path.insert(0, Finder())
+            """
+        self.assertEqual(self.used(textwrap.dedent(finder) + "import virtual"), {"vir-tual"})
+        self.assertEqual(self.used(textwrap.dedent(finder) + "import mine"), set())
+
+
+class TestSending(Case):
+    def setUp(self) -> None:
+        super().setUp()
+        self.install("alpha", "alpha.py")
+        self.install("beta", "beta.py")
+
+    def test_the_very_bytes(self) -> None:
+        with Server() as server:
+            self.run_python("import popcon; popcon.setup_reporter(); import beta, alpha", **server.settings)
+            self.assertEqual(server.received(), [b"python_popcon.library_used.alpha:1|c\npython_popcon.library_used.beta:1|c"])
+
+    def test_over_ipv6_and_by_name(self) -> None:
+        try:
+            server6 = Server("::1")
+        except OSError:
+            self.skipTest("needs IPv6 on the loopback interface")
+        with server6:
+            self.run_python("import popcon; popcon.setup_reporter(); import alpha", **server6.settings)
+            self.assertEqual(len(server6.received()), 1)
+        with Server() as server:
+            self.run_python("import popcon; popcon.setup_reporter(); import alpha",
+                            **server.settings | {"PYTHON_POPCONTEST_STATSD_HOST": "localhost"})
+            self.assertEqual(len(server.received()), 1)
+
+    def test_datagrams_are_full_but_never_over_1232_bytes(self) -> None:
+        lines = [popcon.statsd_line(f"library-{number}", "p" * (number % 50 + 1)) for number in range(500)]
+        packed = popcon.datagrams(lines)
+        self.assertEqual(b"\n".join(packed).split(b"\n"), lines)
+        self.assertLessEqual(max(map(len, packed)), 1232)
+        for datagram, following in zip(packed, packed[1:], strict=False):
+            self.assertGreater(len(datagram) + 1 + len(following.partition(b"\n")[0]), 1232)
+        self.assertEqual(popcon.datagrams([]), [])
+        self.assertEqual(popcon.datagrams([b"x" * 1232, b"y"]), [b"x" * 1232, b"y"])
+
+    def test_hundreds_of_libraries_all_arrive(self) -> None:
+        for number in range(300):
+            self.install(f"library-{number}", f"library_{number}.py")
+        names, _ = self.sent("for n in range(300): __import__(f'library_{n}')")
+        self.assertEqual(names, {f"library-{number}" for number in range(300)})
+
+    def test_each_library_once_per_process(self) -> None:
+        with Server() as server:
+            result = self.run_python("""
+                import popcon; popcon.setup_reporter()
+                import alpha; print(popcon.report(), popcon.report())
+                import beta; print(popcon.report(), sorted(popcon.used_libraries()))
+                popcon.setup_reporter(); print(popcon.used_libraries())
+                """, **server.settings)
+            self.assertEqual(result.stdout, "['alpha'] []\n['beta'] ['alpha', 'beta']\nset()\n")
+            self.assertEqual(len(server.received()), 2)
+
+    def test_the_sample_rate_draws_processes_and_is_told_to_the_server(self) -> None:
+        with Server() as server:
+            environ = server.settings | {"PYTHON_POPCONTEST_STATSD_SAMPLE_RATE": "0.5"}
+            result = self.run_python("""
+                import popcon, sys, alpha
+                drawn = 0
+                for n in range(1000):
+                    reporter = popcon.Reporter()
+                    reporter.update = lambda: None
+                    reporter.used = {"alpha"}
+                    first = reporter.report()
+                    assert reporter.report() == []
+                    drawn += first == ["alpha"]
+                    if n % 100 == 0: sys.stdout.flush()
+                print(drawn)
+                """, **environ)
+            self.assertEqual(result.stderr, "")
+            self.assertTrue(400 < int(result.stdout) < 600, result.stdout)
+            self.assertEqual(set(server.received()), {b"python_popcon.library_used.alpha:1|c|@0.5"})
+
+    def test_a_sample_rate_of_one_is_not_told(self) -> None:
+        self.assertEqual(popcon.statsd_line("x", "p", "1.0"), b"p.x:1|c")
+        self.assertEqual(popcon.statsd_line("x", "p", "0.10"), b"p.x:1|c|@0.10")
+
+    def test_nothing_is_sent_without_a_host_or_under_do_not_track(self) -> None:
+        for settings, reason in [({"PYTHON_POPCONTEST_STATSD_HOST": ""}, "PYTHON_POPCONTEST_STATSD_HOST is not set"),
+                                 ({"DO_NOT_TRACK": "1"}, "DO_NOT_TRACK"), ({"DO_NOT_TRACK": ""}, "DO_NOT_TRACK"), ({"DO_NOT_TRACK": "true"}, "DO_NOT_TRACK")]:
+            with self.subTest(settings=settings):
+                names, result = self.sent("import alpha", **settings)
+                self.assertEqual((names, result.stdout, result.stderr, result.returncode), (set(), "", "", 0))
+                names, result = self.sent("import alpha", PYTHON_POPCONTEST_DEBUG="1", **settings)
+                self.assertEqual((names, len(result.stderr.splitlines())), (set(), 1))
+                self.assertIn(reason, result.stderr)
+        self.assertEqual(self.sent("import alpha", DO_NOT_TRACK="0")[0], {"alpha"})
+
+    def test_a_wrong_setting_sends_nothing_and_says_what_is_right(self) -> None:
+        wrong = {"HOST": ["a b", "http://x", "statsd:9125", "x\ny", "ü"], "PORT": ["0", "65536", "-1", "1.5", "x", "١", "9" * 5000, " 1"],
+                 "PREFIX": ["a b", "a:b", "a|c", "a\nb", "é", "a..b", ".a", "a.", "a/b", "x" * 1001], "SAMPLE_RATE": ["0", "1.1", "-1", "x", "nan", "1e-3", "0,5", "."]}
+        for name, values in wrong.items():
+            for value in values:
+                with self.subTest(name=name, value=value[:9]), mock.patch.dict(os.environ, {f"PYTHON_POPCONTEST_STATSD_{name}": value}):
+                    with self.assertRaisesRegex(ValueError, f"{name}=.*must be"):
+                        popcon.setting(f"PYTHON_POPCONTEST_STATSD_{name}")
+        names, result = self.sent("import alpha", PYTHON_POPCONTEST_STATSD_PREFIX="a b", PYTHON_POPCONTEST_DEBUG="1")
+        self.assertEqual((names, result.returncode, len(result.stderr.splitlines())), (set(), 0, 1))
+        self.assertIn("PYTHON_POPCONTEST_STATSD_PREFIX='a b': must be", result.stderr)
+
+    def test_an_empty_setting_is_as_good_as_none(self) -> None:
+        settings = {f"PYTHON_POPCONTEST_STATSD_{name}": "" for name in ("PREFIX", "SAMPLE_RATE")}
+        self.assertEqual(self.sent("import alpha", **settings)[0], {"alpha"})
+
+    def test_debug_says_what_was_sent(self) -> None:
+        _, result = self.sent("import alpha", PYTHON_POPCONTEST_DEBUG="1")
+        self.assertRegex(result.stderr, r"^popcon: sent python_popcon\.library_used\.alpha:1\|c to 127\.0\.0\.1:\d+\n$")
+        _, result = self.sent("", PYTHON_POPCONTEST_DEBUG="1")
+        self.assertEqual(result.stderr, "popcon: nothing sent: no library was used\n")
+        self.assertEqual(self.sent("import alpha", PYTHON_POPCONTEST_DEBUG="0")[1].stderr, "")
+
+    def test_a_server_that_is_not_there_is_not_felt(self) -> None:
+        with Server() as gone:
+            refused = gone.settings
+        for settings in (refused, {"PYTHON_POPCONTEST_STATSD_HOST": "nowhere.invalid"}, {"PYTHON_POPCONTEST_STATSD_HOST": "255.255.255.255"}):
+            with self.subTest(settings=settings):
+                result = self.run_python("import popcon; popcon.setup_reporter(); import alpha; print(1); raise SystemExit(7)", "-Wd", "-Xdev", **settings)
+                self.assertEqual((result.stdout, result.stderr, result.returncode), ("1\n", "", 7))
+        result = self.run_python("import popcon; popcon.setup_reporter(); import alpha", PYTHON_POPCONTEST_STATSD_HOST="nowhere.invalid", PYTHON_POPCONTEST_DEBUG="1")
+        self.assertEqual(len(result.stderr.splitlines()), 1)
+        self.assertIn("popcon: nothing sent: ", result.stderr)
+
+    def test_what_could_not_be_sent_is_sent_the_next_time(self) -> None:
+        with Server() as server:
+            result = self.run_python("""
+                import popcon, os; popcon.setup_reporter(); import alpha
+                host = os.environ.pop("PYTHON_POPCONTEST_STATSD_HOST")
+                print(popcon.report())
+                os.environ["PYTHON_POPCONTEST_STATSD_HOST"] = host
+                """, **server.settings)
+            self.assertEqual((result.stdout, len(server.received())), ("[]\n", 1))
+
+    @unittest.skipIf(sys.version_info[:2] == (3, 12), "3.12 starts no thread at exit")
+    def test_a_silent_name_server_delays_the_exit_by_a_second_at_most(self) -> None:
+        start = time.monotonic()
+        result = self.run_python("""
+            import popcon, _socket, time; popcon.setup_reporter(); import alpha
+            real = _socket.getaddrinfo
+            def silent(host, port, family, type, proto, flags):
+                if flags: return real(host, port, family, type, proto, flags)
+                time.sleep(30)
+            _socket.getaddrinfo = silent
+            """, PYTHON_POPCONTEST_STATSD_HOST="statsd.example", PYTHON_POPCONTEST_DEBUG="1")
+        self.assertLess(time.monotonic() - start, 10)
+        self.assertEqual(result.stderr, "popcon: nothing sent: the name server did not answer within 1 s\n")
+
+
+class TestSilence(Case):
+    def test_setup_imports_nothing(self) -> None:
+        code = "import sys; before = set(sys.modules); import popcon; popcon.setup_reporter(); print(sorted(set(sys.modules) - before - {'popcon'}))"
+        for flags in ([], ["-S"], ["-W", "error"]):
+            result = self.run_python(code, *flags)
+            self.assertEqual(set(eval(result.stdout)) - set(sys.builtin_module_names) - ({"os", "stat", "posixpath", "genericpath", "_collections_abc", "os.path"} if "-S" in flags else set()), set())
+
+    def test_a_process_that_used_no_library_reads_nothing_and_opens_no_socket(self) -> None:
+        names, result = self.sent("""
+            import json, csv, sys, os
+            def hook(event, arguments):
+                if event in ("open", "os.listdir", "os.scandir", "import", "socket.__new__", "socket.getaddrinfo", "subprocess.Popen", "os.fork"):
+                    os.write(2, f"{event} {arguments}\\n".encode())
+            sys.addaudithook(hook)
+            """)
+        self.assertEqual((names, result.stderr), (set(), ""))
+
+    def test_a_persons_own_modules_are_never_run_by_us(self) -> None:
+        self.install("alpha", "alpha.py")
+        self.install("quoted", record='"quoted.py",,\n')
+        shadows = ["csv", "email", "random", "socket", "bisect", "_bisect", "_socket", "json", "re", "enum", "selectors", "string", "sre_compile", "functools",
+                   "collections", "typing", "types", "operator", "copyreg", "_csv", "_json", "struct", "zipfile", "contextlib", "tempfile", "subprocess", "select"]
+        self.write(self.own, {f"{name}.py": "import os; os.write(1, b'executed'); import popcon; popcon.setup_reporter(); import alpha" for name in shadows})
+        code = f"import sys; sys.path.insert(0, {str(self.own)!r}); import alpha"
+        names, result = self.sent(code)
+        self.assertEqual((names, result.stdout, result.stderr), ({"alpha"}, "", ""))
+        for script in ("csv.py", "random.py"):
+            names, result = self.sent("", script=str(self.own / script))
+            self.assertEqual((names, result.stdout, result.stderr), ({"alpha"}, "executed", ""))
+
+    def test_a_persons_own_module_under_a_standard_name_is_not_used(self) -> None:
+        self.write(self.own, {"csv.py": "def reader(*a): raise SystemExit('executed')"})
+        self.install("quoted", record='"quoted.py",,\n')
+        self.install("alpha", "alpha.py")
+        names, result = self.sent(f"import sys; sys.path.insert(0, {str(self.own)!r}); import csv, alpha")
+        self.assertEqual((names, result.stdout, result.stderr), ({"alpha"}, "", ""))
+
+    def test_nothing_changes_the_process(self) -> None:
+        self.install("alpha", "alpha.py")
+        everything = {"alpha"}
+        for what, code, flags, status, expected in [
+            ("warnings are errors", "", ["-W", "error", "-bb", "-X", "dev"], 0, everything),
+            ("no user site", "", ["-O", "-s"], 0, everything),
+            ("an exit status", "raise SystemExit(7)", [], 7, everything),
+            ("no stderr", "import sys; sys.stderr = sys.stdout = None", [], 0, everything),
+            ("closed streams", "import os; os.close(0); os.close(1); os.close(2)", [], 0, everything),
+            ("no working folder", "import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')", [], 0, everything),
+            ("sys.path emptied", "import sys; del sys.path[:]", [], 0, everything),
+            ("sys.modules emptied", "import sys; sys.modules.clear()", [], 0, set()),
+            ("meta_path emptied", "import sys; del sys.meta_path[:]", [], 0, None),
+            ("environment emptied", "import os; os.environ.clear()", [], 0, set()),
+            ("no descriptors left", "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))", [], 0, set()),
+        ]:
+            with self.subTest(what=what):
+                names, result = self.sent("import alpha\n" + code, *flags)
+                self.assertEqual((result.returncode, result.stdout, result.stderr), (status, "", ""))
+                if expected is not None:
+                    self.assertEqual(names, expected)
+
+    def test_a_traceback_stays_as_it_is(self) -> None:
+        self.install("alpha", "alpha.py")
+        with_us = self.sent("import alpha\nraise ValueError('mine')")
+        without = self.run_python("\nimport alpha\nraise ValueError('mine')")
+        self.assertEqual((with_us[0], with_us[1].returncode, with_us[1].stderr), ({"alpha"}, without.returncode, without.stderr))
+
+    def test_the_exit_takes_less_than_ten_megabytes(self) -> None:
+        for number in range(400):
+            self.install(f"library-{number}", record="".join(f"library_{number}/module_{n}.py,sha256={'x' * 43},123\n" for n in range(200)))
+        self.install("alpha", "alpha.py")
+        result = self.run_python("""
+            import popcon, tracemalloc; popcon.setup_reporter(); import alpha
+            import re, csv, json  # the process's own
+            tracemalloc.start(); popcon.report(); print(tracemalloc.get_traced_memory()[1])
+            """, PYTHON_POPCONTEST_STATSD_HOST="127.0.0.1", PYTHON_POPCONTEST_STATSD_PORT="9")
+        self.assertLess(int(result.stdout), 10_000_000)
+
+
+class TestSelftest(Case):
+    def run_selftest(self, *flags: str, arguments: Iterable[str] = ("selftest",), **settings: str) -> subprocess.CompletedProcess[str]:
+        shutil.copy(SOURCE, self.own / "popcon.py")
+        environ = {name: value for name, value in clean_environ(**settings).items() if name not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "HOME")}
+        return subprocess.run([sys.executable, *flags, *(() if "-m" in flags else ("popcon.py",)), *arguments], env=environ, cwd=self.own,
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+
+    def test_a_lone_copy_proves_the_whole_way_and_leaves_nothing_behind(self) -> None:
+        for flags in ([], ["-I"], ["-S"], ["-W", "error"], ["-I", "-S", "-W", "error", "-X", "dev"], ["-m", "popcon"], ["-O"]):
+            with self.subTest(flags=flags):
+                temporary = self.folder / "temporary"
+                temporary.mkdir(exist_ok=True)
+                result = self.run_selftest(*flags, TMPDIR=str(temporary))
+                self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+                self.assertIn("and sent python_popcon.library_used.popcon-selftest:1|c\n", result.stdout)
+                self.assertNotRegex(result.stdout, "(?m)^error")
+                for line in result.stdout.splitlines():
+                    self.assertRegex(line, r"^(ok      |warning |error   ) .{12} \S")
+                if "-m" in flags:  # which writes one by itself
+                    shutil.rmtree(self.own / "__pycache__")
+                self.assertEqual([*temporary.iterdir(), *self.own.iterdir()], [self.own / "popcon.py"])
+
+    def test_wrong_settings_are_errors_that_say_what_is_right(self) -> None:
+        result = self.run_selftest(PYTHON_POPCONTEST_STATSD_HOST="a b", PYTHON_POPCONTEST_STATSD_PORT="x", PYTHON_POPCONTEST_STATSD_PREFIX="a:b",
+                                   PYTHON_POPCONTEST_STATSD_SAMPLE_RATE="2", PYTHON_POPCONTEST_RATE="1", DO_NOT_TRACK="1")
+        self.assertEqual((result.returncode, result.stderr), (1, ""))
+        self.assertEqual(len(re.findall("(?m)^error .*: must be ", result.stdout)), 4, result.stdout)
+        self.assertRegex(result.stdout, "(?m)^warning .*PYTHON_POPCONTEST_RATE")
+        self.assertRegex(result.stdout, "(?m)^warning .*DO_NOT_TRACK=1: nothing is sent")
+
+    def test_it_says_whether_something_listens(self) -> None:
+        with Server() as server:
+            result = self.run_selftest(**server.settings)
+            self.assertEqual(server.received(), [b""])
+            self.assertRegex(result.stdout, r"(?m)^ok       server .*does not refuse")
+        result = self.run_selftest(**server.settings)
+        self.assertRegex(result.stdout, r"(?m)^error    server .*nothing listens")
+        self.assertEqual(result.returncode, 1)
+        result = self.run_selftest(PYTHON_POPCONTEST_STATSD_HOST="nowhere.invalid")
+        self.assertRegex(result.stdout, r"(?m)^error    server .*nowhere.invalid leads to no address")
+
+    def test_wrong_usage_gets_one_sentence_and_the_usage(self) -> None:
+        for arguments in ([], ["nonsense"], ["selftest", "--nonsense"], ["selftest", "more"]):
+            result = self.run_selftest(arguments=arguments)
+            self.assertEqual((result.returncode, result.stdout), (2, ""))
+            self.assertRegex(result.stderr, r"\Ausage: .*\n.*popcon.*: error: .*\n\Z")
+
+    @unittest.skipUnless(hasattr(os, "memfd_create"), "needs os.memfd_create")
+    def test_where_nothing_can_be_written_it_works_in_memory(self) -> None:
+        out = io.StringIO()
+        with mock.patch("tempfile.TemporaryDirectory", side_effect=FileNotFoundError("no usable temporary folder")), contextlib.redirect_stdout(out):
+            status = popcon.main(["selftest"])
+        self.assertEqual(status, 0, out.getvalue())
+        self.assertIn("and sent python_popcon.library_used.popcon-selftest:1|c\n", out.getvalue())
+
+    def test_a_child_that_reports_wrongly_is_an_error(self) -> None:
+        for broken, expected in [("setup_reporter = print\n", "said nothing|reported nothing"), ("raise RuntimeError('broken')\n", "broken"),
+                                 ("def statsd_line(*a): return b'x'\n", "instead of")]:
+            source = SOURCE.read_text(encoding="utf-8").replace('if __name__ == "__main__":', broken + 'if __name__ == "__main__":')
+            if "raise" in broken:
+                source = source.replace(broken, f"if __name__ == 'popcon':\n    {broken}")
+            (self.own / "broken.py").write_text(source, encoding="utf-8")
+            result = subprocess.run([sys.executable, "broken.py", "selftest"], cwd=self.own, env=clean_environ(), capture_output=True, text=True, timeout=60)
+            self.assertEqual(result.returncode, 1)
+            self.assertRegex(result.stdout, f"(?m)^error +reporting .*({expected})")
+
+    def test_it_counts_what_can_be_matched_and_names_the_rest(self) -> None:
+        self.install("alpha", "alpha.py")
+        self.install("meta-package")
+        self.install("old", "old.py", record=None)
+        self.install("lost", "found.py", record=None)
+        (self.site / "nameless-1.0.dist-info").mkdir()
+        with mock.patch.object(sys, "path", [str(self.site)]):
+            lines = list(popcon._check_libraries())
+        self.assertEqual(lines[0][2], "4 installed, 2 can be matched to modules; not lost, meta-package")
+        self.assertEqual([line[0] for line in lines], ["ok", "warning"])
+        self.assertIn("nameless", lines[1][2])
+
+
+ORACLE = r"""
+# Reads all metadata by the slow and plain way of the standard library, and asks every
+# module for its file. Shares nothing with popcon.
+import importlib, importlib.metadata, json, os, re, sys
+
+def files_loaded():
+    loaded = set()
+    for module in list(sys.modules.values()):
+        if isinstance(module, type(sys)):
+            spec = getattr(module, "__spec__", None)
+            file = spec.origin if spec is not None and spec.has_location else getattr(module, "__file__", None)
+            if module.__name__ != "__main__" and isinstance(file, str):
+                loaded.add(os.path.realpath(file))
+    return loaded
+
+def brute_force(before, after):
+    owners = {}
+    for distribution in importlib.metadata.distributions():
+        url = json.loads(distribution.read_text("direct_url.json") or "{}")
+        if not url.get("dir_info", {}).get("editable"):
+            name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
+            for file in distribution.files or ():
+                if str(file).endswith((".py", ".so")):
+                    owners.setdefault(os.path.realpath(str(distribution.locate_file(file))), set()).add(name)
+    used = set().union(*(owners.get(file, set()) for file in after))
+    return used - set().union(*(owners.get(file, set()) for file in before))
+
+import popcon
+job = json.loads(sys.argv[1])
+for name in job["before"]:
+    importlib.import_module(name)
+popcon.setup_reporter()
+before = files_loaded()
+failed = []
+for name in job["imports"]:
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        failed.append(f"{name}: {error!r}")
+after = files_loaded()
+ours = popcon.used_libraries()
+print(json.dumps({"ours": sorted(ours), "oracle": sorted(brute_force(before, after)), "modules": len(sys.modules), "failed": failed}))
+os._exit(0)  # what some of them do at exit is not our business
+"""
+
+# The names of the modules are unlike the libraries' on purpose.
+SESSIONS: list[tuple[list[str], list[str]]] = [
+    ([], ["pandas", "matplotlib.pyplot", "sklearn.linear_model", "scipy.stats", "seaborn", "statsmodels.api"]),
+    ([], ["yaml", "PIL.Image", "cv2", "bs4", "dateutil.parser", "_cffi_backend", "lxml.etree", "docx", "OpenSSL", "six.moves.urllib.parse", "attr"]),
+    ([], ["google.cloud.storage", "google.protobuf.message"]), ([], ["google.auth"]), ([], ["google.cloud.bigquery", "google.api_core"]),
+    ([], ["azure.identity"]), ([], ["azure.storage.blob", "azure.core"]), ([], ["opentelemetry.sdk.trace"]), ([], ["opentelemetry.trace"]),
+    ([], ["zope.interface"]), ([], ["ruamel.yaml"]), ([], ["backports.tarfile"]), ([], ["jaraco.functools"]), ([], ["jaraco.text", "pkg_resources"]),
+    ([], ["librosa", "skimage", "nilearn"]), ([], ["librosa", "skimage.filters", "nilearn.plotting"]),
+    ([], ["tlz", "distributed", "dask.dataframe", "xarray", "zarr"]), ([], ["twisted.internet.defer", "scrapy", "nacl", "paramiko"]),
+    (["pandas", "IPython"], ["matplotlib.pyplot", "pandas.io.excel", "requests", "IPython.display"]), (["google.auth"], ["google.cloud.storage"]),
+    (["six", "numpy"], ["dateutil.rrule", "numpy.fft", "numba"]), ([], ["ipykernel", "jupyter_client", "jupyterlab", "notebook"]), ([], ["setuptools", "distutils.core"]),
+]
+
+
+class TestRealThings(Case):
+    @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, the python of an environment of several hundred libraries")
+    def test_agrees_with_a_plain_reading_of_all_metadata_in_a_large_environment(self) -> None:
+        def session(before: list[str], imports: list[str]) -> dict[str, Any]:
+            out = subprocess.run([LARGE, "-W", "ignore", "-c", ORACLE, json.dumps({"before": before, "imports": imports})], env=clean_environ(),
+                                 cwd=self.own, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120).stdout
+            return json.loads(out.splitlines()[-1])  # type: ignore[no-any-return]
+
+        total = set()
+        for before, imports in SESSIONS:
+            with self.subTest(before=before, imports=imports):
+                result = session(before, imports)
+                self.assertEqual(result["ours"], result["oracle"])
+                self.assertTrue(result["ours"])
+                total |= set(result["ours"])
+        self.assertGreater(len(total), 100)
+
+    @unittest.skipUnless(DEBIAN, "needs POPCON_TEST_DEBIAN, root folders with Debian's python3 and python3-numpy, -yaml, -bs4, -six, -ruamel.yaml")
+    def test_is_right_where_debian_left_no_record(self) -> None:
+        code = "import sys; sys.path.append('/tmp'); import popcon; popcon.setup_reporter(); import {}; print(*sorted(popcon.used_libraries()))"
+        for root in DEBIAN:
+            copy = Path(root, "tmp", "popcon.py")
+            shutil.copy(SOURCE, copy)
+            try:
+                for imports, expected in [("numpy", "numpy"), ("yaml", "pyyaml"), ("six", "six"), ("six.moves.urllib", "six"), ("json", ""),
+                                          ("ruamel.yaml", "ruamel-yaml ruamel-yaml-clib"), ("bs4", "beautifulsoup4 soupsieve typing-extensions")]:
+                    with self.subTest(root=root, imports=imports):
+                        out = subprocess.run(["chroot", root, "python3", "-B", "-c", code.format(imports)], env={"PATH": "/usr/bin"}, capture_output=True, text=True)
+                        self.assertEqual((out.stdout.strip(), out.stderr), (expected, ""))
+            finally:
+                copy.unlink()
+
+    @contextlib.contextmanager
+    def exporter(self, mapping: str) -> Iterator[tuple[dict[str, str], Any]]:
+        """The real statsd_exporter: the settings for it, and a function that gives its metrics."""
+        (self.folder / "mapping.yaml").write_text(mapping, encoding="utf-8")
+        with Server() as server, socket.create_server(("127.0.0.1", 0)) as tcp:
+            settings, port = server.settings, tcp.getsockname()[1]
+        process = subprocess.Popen(
+            [EXPORTER, f"--statsd.mapping-config={self.folder / 'mapping.yaml'}", f"--statsd.listen-udp=127.0.0.1:{settings['PYTHON_POPCONTEST_STATSD_PORT']}",
+             "--statsd.listen-tcp=", f"--web.listen-address=127.0.0.1:{port}"], stderr=subprocess.DEVNULL)
+
+        def metrics() -> dict[str, float]:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                lines = answer.read().decode().splitlines()
+            return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+        try:
+            for _ in range(100):
+                with contextlib.suppress(OSError):
+                    metrics()
+                    break
+                time.sleep(0.1)
+            yield settings, metrics
+        finally:
+            process.kill()
+            process.wait()
+
+    @unittest.skipUnless(EXPORTER, "needs POPCON_TEST_STATSD_EXPORTER, the path of statsd_exporter")
+    def test_the_real_exporter_counts_each_process_once(self) -> None:
+        for name in ("alpha", "ruamel.yaml"):
+            self.install(name, f"{name.partition('.')[0]}.py")
+        for prefix, mapping, labels in [
+            ("", readme_mappings()[0], 'library="{}"'),
+            ("python_popcon.namespace.prod.library_used", readme_mappings()[1], 'library="{}",namespace="prod"')
+        ]:
+            with self.subTest(prefix=prefix), self.exporter(mapping) as (settings, metrics):
+                settings |= {"PYTHON_POPCONTEST_STATSD_PREFIX": prefix}
+                for code in ("import alpha", "import alpha, ruamel", "import json"):
+                    self.run_python("import popcon; popcon.setup_reporter()\n" + code, **settings)
+                self.run_python("import popcon; popcon.main(['selftest'])", **settings)
+                time.sleep(0.5)
+                ours = {name: value for name, value in metrics().items() if "popcon" in name}
+                self.assertEqual(ours, {f"python_popcon_library_used{{{labels.format('alpha')}}}": 2,
+                                        f"python_popcon_library_used{{{labels.format('ruamel')}}}".replace("ruamel", "ruamel-yaml"): 1})
+
+    @unittest.skipUnless(EXPORTER and LARGE, "needs POPCON_TEST_STATSD_EXPORTER and POPCON_TEST_LARGE")
+    def test_a_real_script_with_real_libraries_shows_exactly_those_at_the_exporter(self) -> None:
+        code = "import popcon; popcon.setup_reporter(); import pandas, sklearn.linear_model, yaml; print(*sorted(popcon.used_libraries()))"
+        with self.exporter(readme_mappings()[0]) as (settings, metrics):
+            out = subprocess.run([LARGE, "-c", code], env=clean_environ(**settings), cwd=self.own, capture_output=True, text=True)
+            time.sleep(0.5)
+            counted = {name: value for name, value in metrics().items() if name.startswith("python_popcon")}
+        self.assertLessEqual({"pandas", "numpy", "scikit-learn", "scipy", "pyyaml", "joblib"}, set(out.stdout.split()))
+        self.assertEqual(counted, {f'python_popcon_library_used{{library="{name}"}}': 1 for name in out.stdout.split()})
+
+    @unittest.skipUnless(STATSD, "needs POPCON_TEST_STATSD, the path of the reference server's stats.js")
+    def test_the_reference_statsd_server_scales_the_sample_back(self) -> None:
+        self.install("alpha", "alpha.py")
+        with Server() as server, socket.create_server(("127.0.0.1", 0)) as tcp:
+            settings, port = server.settings, tcp.getsockname()[1]
+        config = {"port": int(settings["PYTHON_POPCONTEST_STATSD_PORT"]), "address": "127.0.0.1", "mgmt_port": port, "mgmt_address": "127.0.0.1",
+                  "backends": [], "flushInterval": 60000}
+        (self.folder / "config.js").write_text(json.dumps(config))
+        process = subprocess.Popen(["node", STATSD, str(self.folder / "config.js")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            code = "import popcon; r = popcon.Reporter(); r.drawn = True; import alpha; r.report()"
+            answer = ""
+            for _ in range(100):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+                    break
+                time.sleep(0.1)
+            self.run_python(code, PYTHON_POPCONTEST_STATSD_SAMPLE_RATE="0.1", **settings)
+            self.run_python(code, **settings)
+            time.sleep(0.5)
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as management:
+                management.sendall(b"counters\n")
+                while "END" not in answer:
+                    answer += management.recv(65536).decode()
+            self.assertIn("'python_popcon.library_used.alpha': 11", answer)
+            self.assertIn("'statsd.bad_lines_seen': 0", answer)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def readme_blocks(language: str) -> list[str]:
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    return [textwrap.dedent(block) for block in re.findall(rf"^ *```{language}\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)]
+
+
+def readme_mappings() -> list[str]:
+    """README's mapping rules: the plain one, and the one with a namespace."""
+    return [block for block in readme_blocks("yaml") if block.startswith("mappings:")]
+
+
+class TestReadme(unittest.TestCase):
+    def test_names_every_setting_with_its_default(self) -> None:
+        text = (HERE / "README.md").read_text(encoding="utf-8")
+        for name, (default, _) in popcon.SETTINGS.items():
+            self.assertRegex(text, rf"\| *`{name}` *\|.*{re.escape(default)}")
+            self.assertIn(name, popcon.__doc__ or "")
+        for name in ("PYTHON_POPCONTEST_DEBUG", "DO_NOT_TRACK"):
+            self.assertRegex(text, rf"\| *`{name}` *\|")
+
+    def test_python_in_it_compiles(self) -> None:
+        blocks = readme_blocks("python")
+        self.assertGreaterEqual(len(blocks), 2)
+        for block in blocks:
+            compile(block, "README.md", "exec")
+
+    @unittest.skipUnless(YAML, "needs POPCON_TEST_PYTHON_YAML, a python that can import yaml")
+    def test_yaml_in_it_is_valid_and_the_helm_values_hold_the_mapping(self) -> None:
+        code = "import json, sys, yaml; print(json.dumps([yaml.safe_load(block) for block in json.load(sys.stdin)]))"
+
+        def load(blocks: list[str]) -> list[Any]:
+            out = subprocess.run([YAML, "-c", code], input=json.dumps(blocks), capture_output=True, text=True, check=True).stdout
+            return json.loads(out)  # type: ignore[no-any-return]
+
+        documents = load(readme_blocks("yaml"))
+        plain = {"mappings": [{"match": "python_popcon.library_used.*", "name": "python_popcon_library_used", "labels": {"library": "$1"}}]}
+        self.assertIn(plain, documents)
+        helm = [document["statsd"]["mappingConfig"] for document in documents if "statsd" in document]
+        self.assertEqual(load(helm), [plain])
+        hub = [config for document in documents if "hub" in document for config in document["hub"]["extraConfig"].values()]
+        self.assertTrue(hub)
+        for config in hub:
+            spawner = types.SimpleNamespace(environment={})
+            with mock.patch.dict(os.environ, {"POD_NAMESPACE": "prod"}):
+                exec(config, {"c": types.SimpleNamespace(KubeSpawner=spawner)})
+            self.assertEqual(spawner.environment["PYTHON_POPCONTEST_STATSD_PREFIX"], "python_popcon.namespace.prod.library_used")
+            with mock.patch.dict(os.environ, spawner.environment):
+                for name in popcon.SETTINGS:
+                    popcon.setting(name)
+
+
+if __name__ == "__main__":
+    unittest.main()
