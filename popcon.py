@@ -55,8 +55,8 @@ _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 # What sys.modules holds may answer any question with code of its own, and a lazily
 # loaded module would wake. These two read an object's namespace without asking it.
-_module_namespace = type(sys).__dict__["__dict__"].__get__
-_class_namespace = type.__dict__["__dict__"].__get__
+_module_namespace = vars(type(sys))["__dict__"].__get__
+_class_namespace = vars(type)["__dict__"].__get__
 
 
 def _odd_namespace(name: str, module: object, lazy: object) -> "Mapping[str, Any]":
@@ -65,7 +65,7 @@ def _odd_namespace(name: str, module: object, lazy: object) -> "Mapping[str, Any
     if type(lazy) is type and issubclass(kind, lazy):
         return {}  # once it is touched, LazyLoader gives it back a class of its own
     try:
-        namespace = _module_namespace(module)
+        namespace: Mapping[str, Any] = _module_namespace(module)
     except TypeError:
         namespace = {}
     if namespace.get("__file__") is None and namespace.get("__spec__") is None:
@@ -73,7 +73,7 @@ def _odd_namespace(name: str, module: object, lazy: object) -> "Mapping[str, Any
         # that object's class know where they were executed.
         for value in _class_namespace(kind).values():
             if type(value) is type(_odd_namespace) and value.__globals__.get("__name__") == name:
-                return value.__globals__
+                namespace = value.__globals__
     return namespace
 
 
@@ -114,7 +114,7 @@ def executed_files(modules: "Mapping[Any, object]") -> dict[str, str]:
 
 def _is_standard(file: str) -> bool:
     """Tell whether the file is the standard library's."""
-    return file.startswith(STDLIB) and "-packages" not in file[len(STDLIB):] or f"{os.sep}lib-dynload{os.sep}" in file
+    return file.startswith(STDLIB) and "-packages" not in file[len(STDLIB) :] or f"{os.sep}lib-dynload{os.sep}" in file
 
 
 def _is_custom(loader: object) -> bool:
@@ -125,6 +125,7 @@ def _is_custom(loader: object) -> bool:
 
 
 # ---- files -> the libraries that own them -------------------------------------
+
 
 def libraries(*groups: "Mapping[str, str]") -> list[set[str]]:
     """Return for each group of files the names of the libraries that own one of them.
@@ -152,8 +153,15 @@ def libraries(*groups: "Mapping[str, str]") -> list[set[str]]:
     folders = {*origins.values(), *(entry.rstrip(os.sep) for entry in import_path())}
     for folder in folders - {""}:
         start = folder + os.sep
-        paths = [[f"{place}{os.sep}"[len(start):] + base for place, bases in places.items()
-                  if place == folder or place.startswith(start) for base in bases] for places in grouped]
+        paths = [
+            [
+                f"{place}{os.sep}"[len(start) :] + base
+                for place, bases in places.items()
+                if place == folder or place.startswith(start)
+                for base in bases
+            ]
+            for places in grouped
+        ]
         if any(paths):
             try:
                 if folder.endswith(".egg"):
@@ -180,10 +188,13 @@ def import_path() -> list[str]:
 
 def _folder_owners(folder: str, entries: list[str], groups: list[list[str]]) -> list[set[str]]:
     """Answer libraries() for a folder and paths relative to it."""
-    wanted = [sorted([f"{path},".replace(os.sep, "/").encode("utf-8", "surrogateescape") for path in group]) for group in groups]
+    wanted = [
+        sorted([f"{path},".replace(os.sep, "/").encode("utf-8", "surrogateescape") for path in group])
+        for group in groups
+    ]
     found: list[set[str]] = [set() for _ in groups]
     owners, unrecorded = [], []
-    suspect = _line_start({path[:path.find(b"/") + 1] or path for paths in wanted for path in paths})
+    suspect = _line_start({path[: path.find(b"/") + 1] or path for paths in wanted for path in paths})
     bisect = standard("_bisect").bisect_left
     for entry in entries:
         if entry.lower().endswith((".dist-info", ".egg-info")):
@@ -207,9 +218,13 @@ def _folder_owners(folder: str, entries: list[str], groups: list[list[str]]) -> 
     # Without RECORD the library's names decide: only where libraries get installed, since
     # elsewhere an egg-info is someone's source tree, and only for what no RECORD lists.
     if unrecorded and os.path.basename(folder) in ("site-packages", "dist-packages"):
-        listed = {line.partition(b",")[0] + b"," for info in owners for line in record_lines(_read(f"{info}{os.sep}RECORD"))}
+        listed = {
+            line.partition(b",")[0] + b"," for info in owners for line in record_lines(_read(f"{info}{os.sep}RECORD"))
+        }
         for names, paths in zip(found, wanted):
-            names |= _owners_by_name(unrecorded, [path[:-1].decode("utf-8", "replace") for path in paths if path not in listed])
+            names |= _owners_by_name(
+                unrecorded, [path[:-1].decode("utf-8", "replace") for path in paths if path not in listed]
+            )
     return found
 
 
@@ -223,8 +238,12 @@ def _line_start(tops: set[bytes]) -> "Callable[[bytes], object]":
     for top in tops:
         byfirst.setdefault(top[:1], []).append(top[1:])
     re = standard("re")
-    search = re.compile(b"\n(?:%b)" % b"|".join(
-        b"%b(?:%b)" % (re.escape(first), b"|".join(map(re.escape, rest))) for first, rest in byfirst.items())).search
+    search = re.compile(
+        b"\n(?:%b)"
+        % b"|".join(
+            b"%b(?:%b)" % (re.escape(first), b"|".join(map(re.escape, rest))) for first, rest in byfirst.items()
+        )
+    ).search
     starts = tuple(tops)
     return lambda record: search(record) or record.startswith(starts)
 
@@ -330,7 +349,11 @@ def _owners_by_dpkg(top: str, claims: "Sequence[tuple[str, set[str], str]]") -> 
     package = "python3-" + top.lower().replace("_", "-")
     database = "/var/lib/dpkg/info"
     try:
-        lists = [entry for entry in os.listdir(database) if entry.endswith(".list") and entry[:-5].partition(":")[0] == package]
+        lists = [
+            entry
+            for entry in os.listdir(database)
+            if entry.endswith(".list") and entry[:-5].partition(":")[0] == package
+        ]
     except OSError:
         return set()  # not Debian
     files = {line for entry in lists for line in _read(f"{database}/{entry}").decode("utf-8", "replace").splitlines()}
@@ -349,8 +372,7 @@ def _archive_owners(archive: str, groups: list[list[str]]) -> list[set[str]]:
             if name and any(f"{archive}{os.sep}{path}" in files for path in paths):
                 names.add(name)
             elif name and not files and archive.endswith(".egg"):
-                if any(path.partition(os.sep)[0].partition(".")[0] in tops for path in paths):
-                    names.add(name)
+                names |= {name for path in paths if path.partition(os.sep)[0].partition(".")[0] in tops}
     return found
 
 
@@ -399,6 +421,7 @@ def standard(name: str) -> "Any":
     Raises ImportError if a module of somebody's own is loaded under the name.
     """
     if name not in sys.modules:
+
         class Finder:
             thread = _thread.get_ident()
 
@@ -422,6 +445,8 @@ def standard(name: str) -> "Any":
 # ---- libraries -> statsd lines -> datagrams -> socket --------------------------
 
 DATAGRAM = 1232  # bytes; the smallest IPv6 path, 1280, less the headers of IPv6 and UDP
+
+NAME_SERVER_PORT = 53
 
 PATIENCE = 1.0  # seconds that a name server, or another thread, may hold up a report
 
@@ -521,13 +546,15 @@ def addresses(host: str, port: int) -> "list[tuple[int, Any]]":
     def look_up(flags: int) -> "list[tuple[int, Any]]":
         # As bytes, since of a str it looks for the idna codec in files that a person may have taken away.
         found = socket.getaddrinfo(host.encode("ascii"), port, socket.AF_UNSPEC, socket.SOCK_DGRAM, 0, flags)
-        return sorted(((family, address) for family, _, _, _, address in found), key=lambda pair: pair[0] != socket.AF_INET)
+        return sorted(
+            ((family, address) for family, _, _, _, address in found), key=lambda pair: pair[0] != socket.AF_INET
+        )
 
     try:
         return look_up(socket.AI_NUMERICHOST)
     except OSError:
         pass  # a name
-    results: "list[Any]" = []
+    results: list[Any] = []
     done = _thread.allocate_lock()
 
     def work() -> None:
@@ -541,12 +568,41 @@ def addresses(host: str, port: int) -> "list[tuple[int, Any]]":
     try:
         _thread.start_new_thread(work, ())
     except RuntimeError:  # 3.12 starts no thread at exit
-        work()
+        if _name_server_answers(host):
+            work()
     if not done.acquire(timeout=PATIENCE):
         raise OSError(f"the name server did not answer within {PATIENCE:g} s")
     if isinstance(results[0], Exception):
         raise results[0]
     return results[0]  # type: ignore[no-any-return]
+
+
+def _name_server_answers(host: str) -> bool:
+    """Tell whether a look-up will not hang, by asking the first name server by hand (RFC 1035)."""
+    socket = standard("_socket")
+    if host.encode() in _read("/etc/hosts").split():
+        return True
+    lines = [line.split() for line in _read("/etc/resolv.conf").splitlines()]
+    servers = [words[1] for words in lines if len(words) > 1 and words[0] == b"nameserver"]
+    if not servers:
+        return True  # not a system that is set up so
+    labels = b"".join(bytes([len(label)]) + label for label in host.encode().rstrip(b".").split(b"."))
+    query = os.urandom(2) + b"\1\0\0\1\0\0\0\0\0\0" + labels + b"\0\0\1\0\1"
+    numeric = socket.AI_NUMERICHOST
+    family, _, _, _, address = socket.getaddrinfo(servers[0], NAME_SERVER_PORT, 0, socket.SOCK_DGRAM, 0, numeric)[0]
+    probe = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        probe.settimeout(PATIENCE)
+        probe.connect(address)
+        probe.send(query)
+        probe.recv(1)
+    except TimeoutError:
+        return False
+    except OSError:
+        pass  # refused at once, as the look-up will be
+    finally:
+        probe.close()
+    return True
 
 
 def send(packets: list[bytes], host: str, port: int) -> None:
@@ -571,6 +627,7 @@ def send(packets: list[bytes], host: str, port: int) -> None:
 
 
 # ---- the state ------------------------------------------------------------------
+
 
 class Reporter:
     """What one process has loaded, used and sent.
@@ -604,13 +661,16 @@ class Reporter:
 
     def update(self) -> None:
         """Find the owners of what was loaded since the last time."""
-        new = {file: name for file, name in executed_files(dict(sys.modules)).items()
-               if file not in self.baseline and file not in self.seen}
+        new = {
+            file: name
+            for file, name in executed_files(dict(sys.modules)).items()
+            if file not in self.baseline and file not in self.seen
+        }
         if new:
             if self.baseline_libraries is None:
                 found, self.baseline_libraries = libraries(new, self.baseline)
             else:
-                found, = libraries(new)
+                (found,) = libraries(new)
             self.used |= found - self.baseline_libraries
             self.seen.update(new)
 
@@ -693,8 +753,8 @@ def report() -> list[str]:
 def _report_at_exit() -> None:
     try:
         report()
-    except BaseException:  # Ctrl-C: the process is ending already
-        pass
+    except BaseException:  # Ctrl-C, say: the process is ending already
+        debug("stopped")
 
 
 # ---- the command line ---------------------------------------------------------------
@@ -741,15 +801,22 @@ def _check_python() -> "Iterator[tuple[str, str, str]]":
 def _check_way() -> "Iterator[tuple[str, str, str]]":
     """Import a throw-away library in a child, and receive what the child reports."""
     info = "popcon_selftest-1.dist-info/"
-    library = {"popcon_selftest/__init__.py": "", info + "METADATA": "Metadata-Version: 2.1\nName: popcon_selftest\nVersion: 1\n",
-               info + "RECORD": f"popcon_selftest/__init__.py,,\n{info}METADATA,,\n{info}RECORD,,\n"}
+    library = {
+        "popcon_selftest/__init__.py": "",
+        info + "METADATA": "Metadata-Version: 2.1\nName: popcon_selftest\nVersion: 1\n",
+        info + "RECORD": f"popcon_selftest/__init__.py,,\n{info}METADATA,,\n{info}RECORD,,\n",
+    }
     expected = b"python_popcon.library_used.popcon-selftest:1|c"
     socket, tempfile = standard("_socket"), standard("tempfile")
     receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         receiver.bind(("127.0.0.1", 0))
         receiver.settimeout(2)
-        environ = {name: value for name, value in os.environ.items() if name != "DO_NOT_TRACK" and not name.startswith("PYTHON_POPCONTEST")}
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if name != "DO_NOT_TRACK" and not name.startswith("PYTHON_POPCONTEST")
+        }
         environ["PYTHON_POPCONTEST_STATSD_HOST"] = "127.0.0.1"
         environ["PYTHON_POPCONTEST_STATSD_PORT"] = str(receiver.getsockname()[1])
         try:
@@ -770,7 +837,11 @@ def _check_way() -> "Iterator[tuple[str, str, str]]":
                 memory.flush()
                 child = _run_child(f"/proc/self/fd/{memory.fileno()}", environ, "/", (memory.fileno(),))
         if child.returncode or child.stderr:
-            yield "error", "reporting", f"the child ended with status {child.returncode} and said {child.stderr.decode(errors='replace').strip()!r}"
+            yield (
+                "error",
+                "reporting",
+                f"the child ended with status {child.returncode} and said {child.stderr.decode(errors='replace').strip()!r}",
+            )
             return
         try:
             received = receiver.recv(65536)
@@ -784,18 +855,38 @@ def _check_way() -> "Iterator[tuple[str, str, str]]":
     else:
         yield "error", "reporting", f"the child sent {received!r} instead of {expected!r}"
     compiled = os.path.exists(standard("importlib.util").cache_from_source(__file__))
-    yield "ok", "start-up", f"{float(child.stdout):.1f} ms" + (
-        "" if compiled else f"; compiled anew each time, {sys.executable} -m compileall {os.path.abspath(__file__)} spares that")
+    yield (
+        "ok",
+        "start-up",
+        f"{float(child.stdout):.1f} ms"
+        + (
+            ""
+            if compiled
+            else f"; compiled anew each time, {sys.executable} -m compileall {os.path.abspath(__file__)} spares that"
+        ),
+    )
 
 
 def _run_child(library: str, environ: dict[str, str], folder: str, descriptors: tuple[int, ...] = ()) -> "Any":
     """Run CHILD as this interpreter was run, and return what subprocess.run() returns."""
     if not sys.executable:
         raise OSError("this Python does not know its own executable")
-    flags = ["-B"] + ["-I"] * sys.flags.isolated + ["-S"] * sys.flags.no_site + [f"-W{option}" for option in sys.warnoptions]
+    flags = (
+        ["-B"]
+        + ["-I"] * sys.flags.isolated
+        + ["-S"] * sys.flags.no_site
+        + [f"-W{option}" for option in sys.warnoptions]
+    )
     return standard("subprocess").run(
-        [sys.executable, *flags, "-c", CHILD, library, os.path.abspath(__file__)], env=environ, cwd=folder,
-        pass_fds=descriptors, stdin=-3, stdout=-1, stderr=-1, timeout=60)  # -3 is DEVNULL, -1 is PIPE
+        [sys.executable, *flags, "-c", CHILD, library, os.path.abspath(__file__)],
+        env=environ,
+        cwd=folder,
+        pass_fds=descriptors,
+        stdin=-3,
+        stdout=-1,
+        stderr=-1,
+        timeout=60,
+    )  # -3 is DEVNULL, -1 is PIPE
 
 
 def _check_settings() -> "Iterator[tuple[str, str, str]]":
@@ -812,7 +903,11 @@ def _check_settings() -> "Iterator[tuple[str, str, str]]":
             yield "warning", what, f"{name} is not set: nothing is sent"
     if "DO_NOT_TRACK" in os.environ:
         state = "ok" if os.environ["DO_NOT_TRACK"] == "0" else "warning"
-        yield state, "do not track", f"DO_NOT_TRACK={os.environ['DO_NOT_TRACK']}" + (": nothing is sent" if state == "warning" else "")
+        yield (
+            state,
+            "do not track",
+            f"DO_NOT_TRACK={os.environ['DO_NOT_TRACK']}" + (": nothing is sent" if state == "warning" else ""),
+        )
     if debugging():
         yield "ok", "debug", "PYTHON_POPCONTEST_DEBUG is set: every process says what it sends"
     for name in sorted(os.environ):
@@ -861,7 +956,10 @@ def _check_libraries() -> "Iterator[tuple[str, str, str]]":
         except OSError:
             continue  # an archive, or not there
         infos = [entry for entry in entries if entry.lower().endswith((".dist-info", ".egg-info"))]
-        tops = [entry + "/__init__.py" if os.path.isdir(os.path.join(folder, entry)) else entry for entry in {*entries}.difference(infos)]
+        tops = [
+            entry + "/__init__.py" if os.path.isdir(os.path.join(folder, entry)) else entry
+            for entry in {*entries}.difference(infos)
+        ]
         for info in (f"{folder}{os.sep}{entry}" for entry in infos):
             try:
                 name, lines = library_name(info), record_lines(_read(f"{info}{os.sep}RECORD"))
@@ -875,12 +973,18 @@ def _check_libraries() -> "Iterator[tuple[str, str, str]]":
                     matched.add(name)
                 elif not lines and os.path.basename(folder) in ("site-packages", "dist-packages"):
                     inner = name.replace("-", os.sep)  # google/auth
-                    matched |= _owners_by_name([info], tops + [f"{inner}/__init__.py"] * os.path.isdir(os.path.join(folder, inner)))
+                    matched |= _owners_by_name(
+                        [info], tops + [f"{inner}/__init__.py"] * os.path.isdir(os.path.join(folder, inner))
+                    )
             elif not _read(f"{info}{os.sep}direct_url.json") and (lines or folder.endswith("-packages")):
                 broken.append(f"{info} (no valid name)")
     rest = sorted(names - matched)
-    yield "ok", "libraries", f"{len(names)} installed, {len(matched & names)} can be matched to modules" + (
-        f"; not {', '.join(rest[:8])}{' and others' if rest[8:] else ''}" if rest else "")
+    yield (
+        "ok",
+        "libraries",
+        f"{len(names)} installed, {len(matched & names)} can be matched to modules"
+        + (f"; not {', '.join(rest[:8])}{' and others' if rest[8:] else ''}" if rest else ""),
+    )
     for text in broken:
         yield "warning", "metadata", f"cannot be read, never counted: {text}"
 
@@ -888,7 +992,11 @@ def _check_libraries() -> "Iterator[tuple[str, str, str]]":
 def _check_cost() -> "Iterator[tuple[str, str, str]]":
     """Time the search for the owner of a module in each folder of sys.path."""
     clock = standard("time").perf_counter
-    files = {os.path.join(folder, "popcon_selftest.py"): "popcon_selftest" for folder in import_path() if os.path.isdir(folder)}
+    files = {
+        os.path.join(folder, "popcon_selftest.py"): "popcon_selftest"
+        for folder in import_path()
+        if os.path.isdir(folder)
+    }
     start = clock()
     libraries(executed_files(dict(sys.modules)) | files)
     yield "ok", "exit", f"{(clock() - start) * 1e3:.1f} ms for a process that used a library"
@@ -897,10 +1005,15 @@ def _check_cost() -> "Iterator[tuple[str, str, str]]":
 def main(arguments: "Sequence[str] | None" = None) -> int:
     """Run the command line, and return the exit status; wrong usage exits with 2."""
     parser = standard("argparse").ArgumentParser(
-        prog="python -m popcon", description="Tell which installed libraries are really used, and nothing about who uses them.")
+        prog="python -m popcon",
+        description="Tell which installed libraries are really used, and nothing about who uses them.",
+    )
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("selftest", help="prove that reporting works here, and say what is in force",
-                        description="Prove that reporting works here, and say what is in force. Exit status 1 if something is an error.")
+    commands.add_parser(
+        "selftest",
+        help="prove that reporting works here, and say what is in force",
+        description="Prove that reporting works here, and say what is in force. Exit status 1 if something is an error.",
+    )
     parser.parse_args(arguments)
     return selftest()
 

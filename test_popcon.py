@@ -62,7 +62,7 @@ class Server:
         self.socket.close()
 
     @property
-    def settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, Any]:
         return {"PYTHON_POPCONTEST_STATSD_HOST": self.address, "PYTHON_POPCONTEST_STATSD_PORT": str(self.port)}
 
     def received(self, wait: float = 0.0) -> list[bytes]:
@@ -88,8 +88,16 @@ class Case(unittest.TestCase):
         self.addCleanup(manager.__exit__, None, None, None)
         return value
 
-    def install(self, name: str, *files: str, folder: Path | None = None, record: str | None = "", info: str = "",
-                more: dict[str, str] | None = None, source: str = "") -> Path:
+    def install(
+        self,
+        name: str,
+        *files: str,
+        folder: Path | None = None,
+        record: str | None = "",
+        info: str = "",
+        more: dict[str, str] | None = None,
+        source: str = "",
+    ) -> Path:
         """Install a library of these files as pip does; record=None leaves the RECORD out."""
         folder = folder or self.site
         self.write(folder, dict.fromkeys(files, source))
@@ -117,37 +125,50 @@ class Case(unittest.TestCase):
             files[str(folder / path)] = name.removesuffix(".__init__")
         return popcon.libraries(files)[0]
 
-    def run_python(self, code: str, *flags: str, cwd: Path | None = None, script: str = "",
-                   **settings: str) -> subprocess.CompletedProcess[str]:
+    def run_python(
+        self, code: str, *flags: str, cwd: Path | None = None, script: str = "", **settings: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run the code in a fresh interpreter that finds self.site."""
         path = os.pathsep.join([str(self.site), str(HERE)])
         arguments = [sys.executable, *flags] + ([script] if script else ["-c", textwrap.dedent(code)])
-        return subprocess.run(arguments, env=clean_environ(**{"PYTHONPATH": path} | settings), cwd=cwd or self.own,
-                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            arguments,
+            env=clean_environ(**{"PYTHONPATH": path} | settings),
+            cwd=cwd or self.own,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
 
     def used(self, code: str, *flags: str, before: str = "", **options: Any) -> set[str]:
         """The libraries that a fresh interpreter names after it ran the code."""
-        result = self.run_python(f"""
+        result = self.run_python(
+            f"""
 import sys
 {textwrap.dedent(before)}
 import popcon
 popcon.setup_reporter()
 {textwrap.dedent(code)}
 print(*sorted(popcon.used_libraries()), sep=" ", end="")
-""", *flags, **options)
+""",
+            *flags,
+            **options,
+        )
         self.assertEqual((result.returncode, result.stderr), (0, ""))
         return set(result.stdout.split())
 
     def sent(self, code: str, *flags: str, **options: Any) -> tuple[set[str], subprocess.CompletedProcess[str]]:
         """The libraries that a fresh interpreter sends when it ends, and how it ended."""
         with Server() as server:
-            result = self.run_python("import popcon; popcon.setup_reporter()\n" + textwrap.dedent(code), *flags,
-                                     **server.settings | options)
+            result = self.run_python(
+                "import popcon; popcon.setup_reporter()\n" + textwrap.dedent(code), *flags, **server.settings | options
+            )
             lines = [line for datagram in server.received() for line in datagram.decode().split("\n")]
         self.assertEqual(len(lines), len(set(lines)))
         for line in lines:
             self.assertRegex(line, r"^python_popcon\.library_used\.[a-z0-9-]+:1\|c$")
-        return {line[len("python_popcon.library_used."):-len(":1|c")] for line in lines}, result
+        return {line[len("python_popcon.library_used.") : -len(":1|c")] for line in lines}, result
 
 
 class TestWhatCounts(Case):
@@ -161,8 +182,21 @@ class TestWhatCounts(Case):
         self.assertEqual(self.owners(f"_cffi_like{suffix}"), {"cffi-like"})
 
     def test_names_are_normalised_as_pep_503_says(self) -> None:
-        for name, expected in [("ruamel.yaml", "ruamel-yaml"), ("A__b-.c", "a-b-c"), ("PyYAML", "pyyaml"), ("x", "x"), ("2to3", "2to3"),
-                               ("", ""), ("a b", ""), ("a:1|c\nb", ""), ("é", ""), ("\u212aafka", ""), ("-", ""), ("a/b", ""), ("²", "")]:
+        for name, expected in [
+            ("ruamel.yaml", "ruamel-yaml"),
+            ("A__b-.c", "a-b-c"),
+            ("PyYAML", "pyyaml"),
+            ("x", "x"),
+            ("2to3", "2to3"),
+            ("", ""),
+            ("a b", ""),
+            ("a:1|c\nb", ""),
+            ("é", ""),
+            ("\u212aafka", ""),
+            ("-", ""),
+            ("a/b", ""),
+            ("²", ""),
+        ]:
             with self.subTest(name=name):
                 self.assertEqual(popcon.normalized(name), expected)
 
@@ -196,7 +230,9 @@ class TestWhatCounts(Case):
 
     def test_without_a_setup_all_that_is_loaded_counts(self) -> None:
         self.install("alpha", "alpha.py")
-        self.assertEqual(self.run_python("import alpha, popcon; print('alpha' in popcon.used_libraries())").stdout, "True\n")
+        self.assertEqual(
+            self.run_python("import alpha, popcon; print('alpha' in popcon.used_libraries())").stdout, "True\n"
+        )
 
     def test_the_standard_library_never_counts(self) -> None:
         self.assertEqual(self.used("import json, csv, decimal, sqlite3, xml.dom.minidom, concurrent.futures"), set())
@@ -213,16 +249,23 @@ class TestWhatCounts(Case):
 
     def test_source_trees_never_count(self) -> None:
         for meta in ("mine.egg-info/PKG-INFO", "mine-1.0.dist-info/METADATA"):
-            self.write(self.own, {"mine.py": "", meta: "Name: mine\n", str(Path(meta).parent / "top_level.txt"): "mine\n"})
+            self.write(
+                self.own, {"mine.py": "", meta: "Name: mine\n", str(Path(meta).parent / "top_level.txt"): "mine\n"}
+            )
         self.assertEqual(self.used("sys.path.insert(0, ''); import mine"), set())
 
     def test_editable_installs_never_count(self) -> None:
         editable = {"direct_url.json": json.dumps({"url": "file:///home/me/mine", "dir_info": {"editable": True}})}
         self.install("mine", "__editable___mine_finder.py", more=editable)
         self.install("broken", "broken.py", more={"direct_url.json": "{"})
-        self.install("copied", "copied.py", more={"direct_url.json": json.dumps({"url": "file:///home/me", "dir_info": {}})})
+        self.install(
+            "copied", "copied.py", more={"direct_url.json": json.dumps({"url": "file:///home/me", "dir_info": {}})}
+        )
         self.write(self.own, {"mine.py": ""})
-        self.assertEqual(self.used(f"sys.path.insert(0, {str(self.own)!r}); import __editable___mine_finder, mine, broken, copied"), {"copied"})
+        self.assertEqual(
+            self.used(f"sys.path.insert(0, {str(self.own)!r}); import __editable___mine_finder, mine, broken, copied"),
+            {"copied"},
+        )
 
     def test_lazy_modules_do_not_count_until_touched_and_stay_asleep(self) -> None:
         self.install("sleepy", "sleepy.py", source="value = 1; print('woken')")
@@ -240,7 +283,11 @@ class TestWhatCounts(Case):
     def test_a_module_run_with_m_counts_and_a_script_does_not(self) -> None:
         self.install("tool", "tool.py", source="import popcon; print(popcon.used_libraries() & {'tool'})")
         self.write(self.own, {"script.py": "import popcon; print(popcon.used_libraries() & {'tool'})"})
-        arguments: dict[str, Any] = {"env": clean_environ(PYTHONPATH=f"{self.site}{os.pathsep}{HERE}"), "cwd": self.own, "text": True}
+        arguments: dict[str, Any] = {
+            "env": clean_environ(PYTHONPATH=f"{self.site}{os.pathsep}{HERE}"),
+            "cwd": self.own,
+            "text": True,
+        }
         self.assertEqual(subprocess.check_output([sys.executable, "-m", "tool"], **arguments), "{'tool'}\n")
         self.assertEqual(subprocess.check_output([sys.executable, "script.py"], **arguments), "set()\n")
 
@@ -249,13 +296,16 @@ class TestWhatCounts(Case):
         for name in ("alpha", "beta"):
             self.install(name, f"{name}.py")
         with Server() as server:
-            result = self.run_python("""
+            result = self.run_python(
+                """
                 import popcon; popcon.setup_reporter()
                 import alpha, os, sys
                 children = [os.fork() or sys.exit(__import__("beta") and 0) for _ in range(3)]
                 for child in children:
                     os.waitpid(child, 0)
-                """, **server.settings)
+                """,
+                **server.settings,
+            )
             self.assertEqual((result.returncode, result.stderr), (0, ""))
             prefix = b"python_popcon.library_used."
             self.assertEqual(sorted(server.received()), [prefix + b"alpha:1|c"] + 3 * [prefix + b"beta:1|c"])
@@ -263,21 +313,34 @@ class TestWhatCounts(Case):
     def test_an_alias_in_sys_modules_and_a_rewritten_file_do_not_mislead(self) -> None:
         self.install("alpha", "alpha/__init__.py")
         self.install("beta", "beta.py")
-        self.assertEqual(self.used("import alpha; sys.modules['x.y.z'] = alpha; alpha.__file__ = '/x/beta.py'"), {"alpha"})
-        self.assertEqual(self.used("import alpha, importlib.util; alpha.__spec__ = importlib.util.find_spec('beta')"), {"alpha"})
+        self.assertEqual(
+            self.used("import alpha; sys.modules['x.y.z'] = alpha; alpha.__file__ = '/x/beta.py'"), {"alpha"}
+        )
+        self.assertEqual(
+            self.used("import alpha, importlib.util; alpha.__spec__ = importlib.util.find_spec('beta')"), {"alpha"}
+        )
         self.assertEqual(self.used("import alpha; del alpha.__spec__"), {"alpha"})
         self.assertEqual(self.used("import alpha; del alpha.__file__"), {"alpha"})
         self.assertEqual(self.used("import alpha; alpha.__file__ = alpha.__spec__.origin = 5"), set())
 
     def test_a_module_that_replaced_itself_by_an_object_counts(self) -> None:
-        self.install("sh", "sh.py", source="import sys\nclass Self:\n    def __getattr__(self, name): sys.exit('woken')\nsys.modules[__name__] = Self()")
-        self.install("shm", "shm.py", source="import sys, types\nclass Self(types.ModuleType):\n    def f(self): pass\nsys.modules[__name__] = Self('shm')")
+        self.install(
+            "sh",
+            "sh.py",
+            source="import sys\nclass Self:\n    def __getattr__(self, name): sys.exit('woken')\nsys.modules[__name__] = Self()",
+        )
+        self.install(
+            "shm",
+            "shm.py",
+            source="import sys, types\nclass Self(types.ModuleType):\n    def f(self): pass\nsys.modules[__name__] = Self('shm')",
+        )
         self.assertEqual(self.used("import sh, shm"), {"sh", "shm"})
 
     def test_what_is_no_module_costs_nobody_a_count_and_is_never_run(self) -> None:
         self.install("alpha", "alpha.py")
         self.install("numpy", "numpy/__init__.py")
-        self.assertEqual(self.used("""
+        self.assertEqual(
+            self.used("""
             import types, importlib.machinery
             def boom(*ignored): print("executed"); raise SystemExit(3)
             class Evil:
@@ -301,29 +364,44 @@ class TestWhatCounts(Case):
                                liar=liar, named=named, specced=specced, empty=empty, numpy=types.ModuleType("numpy"))
             sys.modules[7] = sys.modules[("numpy",)] = sys.modules[None] = sys
             import alpha
-            """), {"alpha"})
+            """),
+            {"alpha"},
+        )
 
     def test_sys_path_may_hold_anything_or_nothing(self) -> None:
         self.install("alpha", "alpha/__init__.py")
-        self.assertEqual(self.used("import alpha; sys.path[:] = [None, 5, b'x', '', '/nowhere', '/', 'relative', '\\0']"), {"alpha"})
+        self.assertEqual(
+            self.used("import alpha; sys.path[:] = [None, 5, b'x', '', '/nowhere', '/', 'relative', '\\0']"), {"alpha"}
+        )
         self.assertEqual(self.used("import alpha; sys.path = None"), {"alpha"})
 
     def test_modules_of_a_folder_that_a_pth_file_put_on_sys_path_count(self) -> None:
         self.install("pywin32", "win32/lib/win32con.py")
-        self.assertEqual(self.used(f"sys.path.append({str(self.site / 'win32' / 'lib')!r}); import win32con"), {"pywin32"})
+        self.assertEqual(
+            self.used(f"sys.path.append({str(self.site / 'win32' / 'lib')!r}); import win32con"), {"pywin32"}
+        )
 
     def test_several_folders_each_with_its_metadata(self) -> None:
         target = self.folder / "target"
         self.install("alpha", "alpha.py", folder=target)
         self.install("beta", "beta.py")
         self.install("alpha-two", "alpha.py")
-        self.assertEqual(self.used("import alpha, beta", PYTHONPATH=os.pathsep.join(map(str, [target, self.site, HERE]))), {"alpha", "beta"})
+        self.assertEqual(
+            self.used("import alpha, beta", PYTHONPATH=os.pathsep.join(map(str, [target, self.site, HERE]))),
+            {"alpha", "beta"},
+        )
         self.assertEqual(self.used(f"sys.path.insert(0, {str(target)!r}); import alpha; del sys.path[0]"), {"alpha"})
 
 
 class TestMetadata(Case):
     def test_record_need_not_be_sorted_nor_end_in_a_newline(self) -> None:
-        self.install("alpha", "zzz.py", "alpha/a.py", "alpha/__init__.py", record="zzz.py,,\nalpha/a.py,,\nb/c.py,,\nalpha/__init__.py,,")
+        self.install(
+            "alpha",
+            "zzz.py",
+            "alpha/a.py",
+            "alpha/__init__.py",
+            record="zzz.py,,\nalpha/a.py,,\nb/c.py,,\nalpha/__init__.py,,",
+        )
         for module in ("zzz.py", "alpha/a.py", "alpha/__init__.py"):
             self.assertEqual(self.owners(module), {"alpha"})
         self.assertEqual(self.owners("alpha/b.py", "a.py", "c.py"), set())
@@ -333,8 +411,16 @@ class TestMetadata(Case):
         self.assertEqual(self.owners("a/b.py"), set())
 
     def test_record_is_read_as_csv(self) -> None:
-        for record in ('"a/b.py","sha256=x","1"\n', "a/b.py\n", "a/b.py", '"c,d.txt",sha256=x,1\na/b.py,sha256=y,2\n', "a/b.py,,\r\nc.py,,\r\n",
-                       "c.py,,\r\na/b.py,,\r\n", '"q""uoted",,\na/b.py,,\n', "c.py\na/b.py\n"):
+        for record in (
+            '"a/b.py","sha256=x","1"\n',
+            "a/b.py\n",
+            "a/b.py",
+            '"c,d.txt",sha256=x,1\na/b.py,sha256=y,2\n',
+            "a/b.py,,\r\nc.py,,\r\n",
+            "c.py,,\r\na/b.py,,\r\n",
+            '"q""uoted",,\na/b.py,,\n',
+            "c.py\na/b.py\n",
+        ):
             with self.subTest(record=record):
                 shutil.rmtree(self.site)
                 self.install("alpha", record=record)
@@ -349,13 +435,21 @@ class TestMetadata(Case):
     def test_rubbish_costs_only_the_distribution_it_is_in(self) -> None:
         self.install("good", "good.py")
         rubbish: list[dict[str, bytes]] = [
-            {"RECORD": bytes(range(256)) * 99, "METADATA": bytes(range(256))}, {"RECORD": b"good.py,,\n"}, {"METADATA": b"Name: x\n"},
-            {"RECORD": b"good.py,,\n", "METADATA": b""}, {"RECORD": b"good.py,,\n", "METADATA": b"Version: 1\n\nName: x\n"},
-            {"RECORD": b"good.py,,\n", "METADATA": b"Name: evil:1|c\nevil\n"}, {"RECORD": b"good.py,,\n", "METADATA": b"Name: a\x00b\n"},
-            {"RECORD": b"good.py,,\n", "METADATA": "Name: bös\n".encode("latin-1")}, {"RECORD": b'"good.py\n\x00,,', "METADATA": b"Name: nul\n"},
-            {"RECORD": b'"' + 200_000 * b"x", "METADATA": b"Name: long\n"}, {"RECORD": b"/etc/passwd,,\n../../x.py,,\n../good.py,,\n", "METADATA": b"Name: dots\n"},
-            {"RECORD": b"\n\n,,\n,\n", "METADATA": b"Name: void\n"}, {"RECORD": b"\xff\xfeg\x00o\x00", "METADATA": b"Name: utf16\n"},
-            {"RECORD": b"good.py,,\n", "METADATA": b"Name: url\n", "direct_url.json": b"[1]"}]
+            {"RECORD": bytes(range(256)) * 99, "METADATA": bytes(range(256))},
+            {"RECORD": b"good.py,,\n"},
+            {"METADATA": b"Name: x\n"},
+            {"RECORD": b"good.py,,\n", "METADATA": b""},
+            {"RECORD": b"good.py,,\n", "METADATA": b"Version: 1\n\nName: x\n"},
+            {"RECORD": b"good.py,,\n", "METADATA": b"Name: evil:1|c\nevil\n"},
+            {"RECORD": b"good.py,,\n", "METADATA": b"Name: a\x00b\n"},
+            {"RECORD": b"good.py,,\n", "METADATA": "Name: bös\n".encode("latin-1")},
+            {"RECORD": b'"good.py\n\x00,,', "METADATA": b"Name: nul\n"},
+            {"RECORD": b'"' + 200_000 * b"x", "METADATA": b"Name: long\n"},
+            {"RECORD": b"/etc/passwd,,\n../../x.py,,\n../good.py,,\n", "METADATA": b"Name: dots\n"},
+            {"RECORD": b"\n\n,,\n,\n", "METADATA": b"Name: void\n"},
+            {"RECORD": b"\xff\xfeg\x00o\x00", "METADATA": b"Name: utf16\n"},
+            {"RECORD": b"good.py,,\n", "METADATA": b"Name: url\n", "direct_url.json": b"[1]"},
+        ]
         for number, files in enumerate(rubbish):
             info = self.site / f"rubbish{number}-1.0.dist-info"
             info.mkdir()
@@ -391,14 +485,22 @@ class TestMetadata(Case):
             for library in range(draw.randint(1, 6)):
                 files = draw.sample(sorted(universe), draw.randint(0, 8))
                 out = io.StringIO()
-                csv.writer(out, lineterminator=draw.choice(["\n", "\r\n"]), quoting=draw.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])).writerows(
-                    [file, draw.choice(["", "sha256=a-_"]), draw.choice(["", "1"])] for file in [*files, f"lib{library}/RECORD"])
+                csv.writer(
+                    out,
+                    lineterminator=draw.choice(["\n", "\r\n"]),
+                    quoting=draw.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+                ).writerows(
+                    [file, draw.choice(["", "sha256=a-_"]), draw.choice(["", "1"])]
+                    for file in [*files, f"lib{library}/RECORD"]
+                )
                 self.install(f"lib{library}", record=out.getvalue())
                 expected[f"lib{library}"] = set(files)
             wanted = draw.sample(sorted(universe), draw.randint(1, 10))
             files_ = {str(self.site / path): path[:-3].replace("/", ".") for path in wanted}
             with self.subTest(round=round_):
-                self.assertEqual(popcon.libraries(files_)[0], {name for name, files in expected.items() if set(wanted) & files})
+                self.assertEqual(
+                    popcon.libraries(files_)[0], {name for name, files in expected.items() if set(wanted) & files}
+                )
 
 
 class TestWithoutRecord(Case):
@@ -406,9 +508,18 @@ class TestWithoutRecord(Case):
         self.install("PyYAML", record=None, more={"top_level.txt": "_yaml\nyaml\n"})
         self.install("six", record=None)
         self.install("typing-extensions", record=None)
-        self.write(self.site, {"old-1.0.egg-info": "Metadata-Version: 1.0\nName: old\n", "eggy.egg-info/PKG-INFO": "Name: eggy\n"})
-        for module, owner in [("yaml/__init__.py", "pyyaml"), ("_yaml/__init__.py", "pyyaml"), ("six.py", "six"), ("old/__init__.py", "old"),
-                              ("typing_extensions.py", "typing-extensions"), ("eggy/__init__.py", "eggy")]:
+        self.write(
+            self.site,
+            {"old-1.0.egg-info": "Metadata-Version: 1.0\nName: old\n", "eggy.egg-info/PKG-INFO": "Name: eggy\n"},
+        )
+        for module, owner in [
+            ("yaml/__init__.py", "pyyaml"),
+            ("_yaml/__init__.py", "pyyaml"),
+            ("six.py", "six"),
+            ("old/__init__.py", "old"),
+            ("typing_extensions.py", "typing-extensions"),
+            ("eggy/__init__.py", "eggy"),
+        ]:
             self.assertEqual(self.owners(module), {owner})
         self.assertEqual(self.owners("sixer.py", "dropped.py", "yam.py"), set())
 
@@ -446,11 +557,21 @@ class TestArchives(Case):
         self.assertEqual(self.used("import alpha", PYTHONPATH=zipped), {"alpha"})
         self.write(self.own / "app", {"beta.py": ""})
         self.archive(self.folder / "app.zip", self.own / "app")
-        self.assertEqual(self.used("import beta", PYTHONPATH=f"{self.folder / 'app.zip'}{os.pathsep}{self.site}{os.pathsep}{HERE}"), set())
+        self.assertEqual(
+            self.used("import beta", PYTHONPATH=f"{self.folder / 'app.zip'}{os.pathsep}{self.site}{os.pathsep}{HERE}"),
+            set(),
+        )
 
     def test_eggs_count_zipped_or_not(self) -> None:
         egg = self.folder / "egg"
-        self.write(egg, {"gamma/__init__.py": "", "EGG-INFO/PKG-INFO": "Metadata-Version: 1.0\nName: Gamma.X\n", "EGG-INFO/top_level.txt": "gamma\n"})
+        self.write(
+            egg,
+            {
+                "gamma/__init__.py": "",
+                "EGG-INFO/PKG-INFO": "Metadata-Version: 1.0\nName: Gamma.X\n",
+                "EGG-INFO/top_level.txt": "gamma\n",
+            },
+        )
         self.archive(self.folder / "gamma-1.0-py3.egg", egg)
         egg.rename(self.folder / "gamma-2.0-py3.egg")
         for version in "12":
@@ -485,7 +606,9 @@ class TestSending(Case):
     def test_the_very_bytes(self) -> None:
         with Server() as server:
             self.run_python("import popcon; popcon.setup_reporter(); import beta, alpha", **server.settings)
-            self.assertEqual(server.received(), [b"python_popcon.library_used.alpha:1|c\npython_popcon.library_used.beta:1|c"])
+            self.assertEqual(
+                server.received(), [b"python_popcon.library_used.alpha:1|c\npython_popcon.library_used.beta:1|c"]
+            )
 
     def test_over_ipv6_and_by_name(self) -> None:
         try:
@@ -496,8 +619,10 @@ class TestSending(Case):
             self.run_python("import popcon; popcon.setup_reporter(); import alpha", **server6.settings)
             self.assertEqual(len(server6.received()), 1)
         with Server() as server:
-            self.run_python("import popcon; popcon.setup_reporter(); import alpha",
-                            **server.settings | {"PYTHON_POPCONTEST_STATSD_HOST": "localhost"})
+            self.run_python(
+                "import popcon; popcon.setup_reporter(); import alpha",
+                **server.settings | {"PYTHON_POPCONTEST_STATSD_HOST": "localhost"},
+            )
             self.assertEqual(len(server.received()), 1)
 
     def test_datagrams_are_full_but_never_over_1232_bytes(self) -> None:
@@ -518,19 +643,23 @@ class TestSending(Case):
 
     def test_each_library_once_per_process(self) -> None:
         with Server() as server:
-            result = self.run_python("""
+            result = self.run_python(
+                """
                 import popcon; popcon.setup_reporter()
                 import alpha; print(popcon.report(), popcon.report())
                 import beta; print(popcon.report(), sorted(popcon.used_libraries()))
                 popcon.setup_reporter(); print(popcon.used_libraries())
-                """, **server.settings)
+                """,
+                **server.settings,
+            )
             self.assertEqual(result.stdout, "['alpha'] []\n['beta'] ['alpha', 'beta']\nset()\n")
             self.assertEqual(len(server.received()), 2)
 
     def test_the_sample_rate_draws_processes_and_is_told_to_the_server(self) -> None:
         with Server() as server:
             environ = server.settings | {"PYTHON_POPCONTEST_STATSD_SAMPLE_RATE": "0.5"}
-            result = self.run_python("""
+            result = self.run_python(
+                """
                 import popcon, sys, alpha
                 drawn = 0
                 for n in range(1000):
@@ -542,7 +671,9 @@ class TestSending(Case):
                     drawn += first == ["alpha"]
                     if n % 100 == 0: sys.stdout.flush()
                 print(drawn)
-                """, **environ)
+                """,
+                **environ,
+            )
             self.assertEqual(result.stderr, "")
             self.assertTrue(400 < int(result.stdout) < 600, result.stdout)
             self.assertEqual(set(server.received()), {b"python_popcon.library_used.alpha:1|c|@0.5"})
@@ -552,8 +683,12 @@ class TestSending(Case):
         self.assertEqual(popcon.statsd_line("x", "p", "0.10"), b"p.x:1|c|@0.10")
 
     def test_nothing_is_sent_without_a_host_or_under_do_not_track(self) -> None:
-        for settings, reason in [({"PYTHON_POPCONTEST_STATSD_HOST": ""}, "PYTHON_POPCONTEST_STATSD_HOST is not set"),
-                                 ({"DO_NOT_TRACK": "1"}, "DO_NOT_TRACK"), ({"DO_NOT_TRACK": ""}, "DO_NOT_TRACK"), ({"DO_NOT_TRACK": "true"}, "DO_NOT_TRACK")]:
+        for settings, reason in [
+            ({"PYTHON_POPCONTEST_STATSD_HOST": ""}, "PYTHON_POPCONTEST_STATSD_HOST is not set"),
+            ({"DO_NOT_TRACK": "1"}, "DO_NOT_TRACK"),
+            ({"DO_NOT_TRACK": ""}, "DO_NOT_TRACK"),
+            ({"DO_NOT_TRACK": "true"}, "DO_NOT_TRACK"),
+        ]:
             with self.subTest(settings=settings):
                 names, result = self.sent("import alpha", **settings)
                 self.assertEqual((names, result.stdout, result.stderr, result.returncode), (set(), "", "", 0))
@@ -563,13 +698,21 @@ class TestSending(Case):
         self.assertEqual(self.sent("import alpha", DO_NOT_TRACK="0")[0], {"alpha"})
 
     def test_a_wrong_setting_sends_nothing_and_says_what_is_right(self) -> None:
-        wrong = {"HOST": ["a b", "http://x", "statsd:9125", "x\ny", "ü"], "PORT": ["0", "65536", "-1", "1.5", "x", "١", "9" * 5000, " 1"],
-                 "PREFIX": ["a b", "a:b", "a|c", "a\nb", "é", "a..b", ".a", "a.", "a/b", "x" * 1001], "SAMPLE_RATE": ["0", "1.1", "-1", "x", "nan", "1e-3", "0,5", "."]}
+        wrong = {
+            "HOST": ["a b", "http://x", "statsd:9125", "x\ny", "ü"],
+            "PORT": ["0", "65536", "-1", "1.5", "x", "١", "9" * 5000, " 1"],
+            "PREFIX": ["a b", "a:b", "a|c", "a\nb", "é", "a..b", ".a", "a.", "a/b", "x" * 1001],
+            "SAMPLE_RATE": ["0", "1.1", "-1", "x", "nan", "1e-3", "0,5", "."],
+        }
         for name, values in wrong.items():
             for value in values:
-                with self.subTest(name=name, value=value[:9]), mock.patch.dict(os.environ, {f"PYTHON_POPCONTEST_STATSD_{name}": value}):
-                    with self.assertRaisesRegex(ValueError, f"{name}=.*must be"):
-                        popcon.setting(f"PYTHON_POPCONTEST_STATSD_{name}")
+                setting = f"PYTHON_POPCONTEST_STATSD_{name}"
+                with (
+                    self.subTest(name=name, value=value[:9]),
+                    mock.patch.dict(os.environ, {setting: value}),
+                    self.assertRaisesRegex(ValueError, f"{name}=.*must be"),
+                ):
+                    popcon.setting(setting)
         names, result = self.sent("import alpha", PYTHON_POPCONTEST_STATSD_PREFIX="a b", PYTHON_POPCONTEST_DEBUG="1")
         self.assertEqual((names, result.returncode, len(result.stderr.splitlines())), (set(), 0, 1))
         self.assertIn("PYTHON_POPCONTEST_STATSD_PREFIX='a b': must be", result.stderr)
@@ -588,37 +731,77 @@ class TestSending(Case):
     def test_a_server_that_is_not_there_is_not_felt(self) -> None:
         with Server() as gone:
             refused = gone.settings
-        for settings in (refused, {"PYTHON_POPCONTEST_STATSD_HOST": "nowhere.invalid"}, {"PYTHON_POPCONTEST_STATSD_HOST": "255.255.255.255"}):
+        for settings in (
+            refused,
+            {"PYTHON_POPCONTEST_STATSD_HOST": "nowhere.invalid"},
+            {"PYTHON_POPCONTEST_STATSD_HOST": "255.255.255.255"},
+        ):
             with self.subTest(settings=settings):
-                result = self.run_python("import popcon; popcon.setup_reporter(); import alpha; print(1); raise SystemExit(7)", "-Wd", "-Xdev", **settings)
+                result = self.run_python(
+                    "import popcon; popcon.setup_reporter(); import alpha; print(1); raise SystemExit(7)",
+                    "-Wd",
+                    "-Xdev",
+                    **settings,
+                )
                 self.assertEqual((result.stdout, result.stderr, result.returncode), ("1\n", "", 7))
-        result = self.run_python("import popcon; popcon.setup_reporter(); import alpha", PYTHON_POPCONTEST_STATSD_HOST="nowhere.invalid", PYTHON_POPCONTEST_DEBUG="1")
+        result = self.run_python(
+            "import popcon; popcon.setup_reporter(); import alpha",
+            PYTHON_POPCONTEST_STATSD_HOST="nowhere.invalid",
+            PYTHON_POPCONTEST_DEBUG="1",
+        )
         self.assertEqual(len(result.stderr.splitlines()), 1)
         self.assertIn("popcon: nothing sent: ", result.stderr)
 
     def test_what_could_not_be_sent_is_sent_the_next_time(self) -> None:
         with Server() as server:
-            result = self.run_python("""
+            result = self.run_python(
+                """
                 import popcon, os; popcon.setup_reporter(); import alpha
                 host = os.environ.pop("PYTHON_POPCONTEST_STATSD_HOST")
                 print(popcon.report())
                 os.environ["PYTHON_POPCONTEST_STATSD_HOST"] = host
-                """, **server.settings)
+                """,
+                **server.settings,
+            )
             self.assertEqual((result.stdout, len(server.received())), ("[]\n", 1))
 
-    @unittest.skipIf(sys.version_info[:2] == (3, 12), "3.12 starts no thread at exit")
     def test_a_silent_name_server_delays_the_exit_by_a_second_at_most(self) -> None:
-        start = time.monotonic()
-        result = self.run_python("""
-            import popcon, _socket, time; popcon.setup_reporter(); import alpha
-            real = _socket.getaddrinfo
-            def silent(host, port, family, type, proto, flags):
-                if flags: return real(host, port, family, type, proto, flags)
-                time.sleep(30)
-            _socket.getaddrinfo = silent
-            """, PYTHON_POPCONTEST_STATSD_HOST="statsd.example", PYTHON_POPCONTEST_DEBUG="1")
-        self.assertLess(time.monotonic() - start, 10)
-        self.assertEqual(result.stderr, "popcon: nothing sent: the name server did not answer within 1 s\n")
+        with Server() as name_server:
+            code = f"""
+                import popcon, _socket, sys, time; popcon.setup_reporter(); import alpha
+                getaddrinfo, read = _socket.getaddrinfo, popcon._read
+                def silent(host, *arguments):
+                    if not arguments[-1]:  # not numeric
+                        time.sleep(30)
+                    return getaddrinfo(host, *arguments)
+                _socket.getaddrinfo = silent
+                popcon.NAME_SERVER_PORT = {name_server.port}
+                popcon._read = lambda path: {{"/etc/resolv.conf": b"nameserver 127.0.0.1\\n", "/etc/hosts": b""}}.get(path) or read(path)
+                """
+            settings = {"PYTHON_POPCONTEST_STATSD_HOST": "statsd.example", "PYTHON_POPCONTEST_DEBUG": "1"}
+            start = time.monotonic()
+            result = self.run_python(code, **settings)
+            self.assertLess(time.monotonic() - start, 10)
+            self.assertEqual(result.stderr, "popcon: nothing sent: the name server did not answer within 1 s\n")
+
+    def test_a_name_server_that_answers_or_refuses_is_waited_for(self) -> None:
+        with Server() as silent, mock.patch.object(popcon, "PATIENCE", 0.1):
+            files = {
+                "/etc/resolv.conf": b"# x\nsearch a b\nnameserver 127.0.0.1\nnameserver ::1\n",
+                "/etc/hosts": b"10.0.0.1 known # x",
+            }
+            with (
+                mock.patch.object(popcon, "_read", files.__getitem__),
+                mock.patch.object(popcon, "NAME_SERVER_PORT", silent.port),
+            ):
+                self.assertFalse(popcon._name_server_answers("statsd.example."))
+                (query,) = silent.received()
+                self.assertEqual(query[2:], b"\1\0\0\1\0\0\0\0\0\0\6statsd\7example\0\0\1\0\1")
+                self.assertTrue(popcon._name_server_answers("known"))
+                silent.socket.close()
+                self.assertTrue(popcon._name_server_answers("statsd.example"))
+                files["/etc/resolv.conf"] = b""
+                self.assertTrue(popcon._name_server_answers("statsd.example"))
 
 
 class TestSilence(Case):
@@ -626,7 +809,16 @@ class TestSilence(Case):
         code = "import sys; before = set(sys.modules); import popcon; popcon.setup_reporter(); print(sorted(set(sys.modules) - before - {'popcon'}))"
         for flags in ([], ["-S"], ["-W", "error"]):
             result = self.run_python(code, *flags)
-            self.assertEqual(set(eval(result.stdout)) - set(sys.builtin_module_names) - ({"os", "stat", "posixpath", "genericpath", "_collections_abc", "os.path"} if "-S" in flags else set()), set())
+            self.assertEqual(
+                set(eval(result.stdout))
+                - set(sys.builtin_module_names)
+                - (
+                    {"os", "stat", "posixpath", "genericpath", "_collections_abc", "os.path"}
+                    if "-S" in flags
+                    else set()
+                ),
+                set(),
+            )
 
     def test_a_process_that_used_no_library_reads_nothing_and_opens_no_socket(self) -> None:
         names, result = self.sent("""
@@ -641,9 +833,42 @@ class TestSilence(Case):
     def test_a_persons_own_modules_are_never_run_by_us(self) -> None:
         self.install("alpha", "alpha.py")
         self.install("quoted", record='"quoted.py",,\n')
-        shadows = ["csv", "email", "random", "socket", "bisect", "_bisect", "_socket", "json", "re", "enum", "selectors", "string", "sre_compile", "functools",
-                   "collections", "typing", "types", "operator", "copyreg", "_csv", "_json", "struct", "zipfile", "contextlib", "tempfile", "subprocess", "select"]
-        self.write(self.own, {f"{name}.py": "import os; os.write(1, b'executed'); import popcon; popcon.setup_reporter(); import alpha" for name in shadows})
+        shadows = [
+            "csv",
+            "email",
+            "random",
+            "socket",
+            "bisect",
+            "_bisect",
+            "_socket",
+            "json",
+            "re",
+            "enum",
+            "selectors",
+            "string",
+            "sre_compile",
+            "functools",
+            "collections",
+            "typing",
+            "types",
+            "operator",
+            "copyreg",
+            "_csv",
+            "_json",
+            "struct",
+            "zipfile",
+            "contextlib",
+            "tempfile",
+            "subprocess",
+            "select",
+        ]
+        self.write(
+            self.own,
+            {
+                f"{name}.py": "import os; os.write(1, b'executed'); import popcon; popcon.setup_reporter(); import alpha"
+                for name in shadows
+            },
+        )
         code = f"import sys; sys.path.insert(0, {str(self.own)!r}); import alpha"
         names, result = self.sent(code)
         self.assertEqual((names, result.stdout, result.stderr), ({"alpha"}, "", ""))
@@ -667,12 +892,24 @@ class TestSilence(Case):
             ("an exit status", "raise SystemExit(7)", [], 7, everything),
             ("no stderr", "import sys; sys.stderr = sys.stdout = None", [], 0, everything),
             ("closed streams", "import os; os.close(0); os.close(1); os.close(2)", [], 0, everything),
-            ("no working folder", "import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')", [], 0, everything),
+            (
+                "no working folder",
+                "import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')",
+                [],
+                0,
+                everything,
+            ),
             ("sys.path emptied", "import sys; del sys.path[:]", [], 0, everything),
             ("sys.modules emptied", "import sys; sys.modules.clear()", [], 0, set()),
             ("meta_path emptied", "import sys; del sys.meta_path[:]", [], 0, None),
             ("environment emptied", "import os; os.environ.clear()", [], 0, set()),
-            ("no descriptors left", "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))", [], 0, set()),
+            (
+                "no descriptors left",
+                "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))",
+                [],
+                0,
+                set(),
+            ),
         ]:
             with self.subTest(what=what):
                 names, result = self.sent("import alpha\n" + code, *flags)
@@ -684,29 +921,59 @@ class TestSilence(Case):
         self.install("alpha", "alpha.py")
         with_us = self.sent("import alpha\nraise ValueError('mine')")
         without = self.run_python("\nimport alpha\nraise ValueError('mine')")
-        self.assertEqual((with_us[0], with_us[1].returncode, with_us[1].stderr), ({"alpha"}, without.returncode, without.stderr))
+        self.assertEqual(
+            (with_us[0], with_us[1].returncode, with_us[1].stderr), ({"alpha"}, without.returncode, without.stderr)
+        )
 
     def test_the_exit_takes_less_than_ten_megabytes(self) -> None:
         for number in range(400):
-            self.install(f"library-{number}", record="".join(f"library_{number}/module_{n}.py,sha256={'x' * 43},123\n" for n in range(200)))
+            self.install(
+                f"library-{number}",
+                record="".join(f"library_{number}/module_{n}.py,sha256={'x' * 43},123\n" for n in range(200)),
+            )
         self.install("alpha", "alpha.py")
-        result = self.run_python("""
+        result = self.run_python(
+            """
             import popcon, tracemalloc; popcon.setup_reporter(); import alpha
             import re, csv, json  # the process's own
             tracemalloc.start(); popcon.report(); print(tracemalloc.get_traced_memory()[1])
-            """, PYTHON_POPCONTEST_STATSD_HOST="127.0.0.1", PYTHON_POPCONTEST_STATSD_PORT="9")
+            """,
+            PYTHON_POPCONTEST_STATSD_HOST="127.0.0.1",
+            PYTHON_POPCONTEST_STATSD_PORT="9",
+        )
         self.assertLess(int(result.stdout), 10_000_000)
 
 
 class TestSelftest(Case):
-    def run_selftest(self, *flags: str, arguments: Iterable[str] = ("selftest",), **settings: str) -> subprocess.CompletedProcess[str]:
+    def run_selftest(
+        self, *flags: str, arguments: Iterable[str] = ("selftest",), **settings: str
+    ) -> subprocess.CompletedProcess[str]:
         shutil.copy(SOURCE, self.own / "popcon.py")
-        environ = {name: value for name, value in clean_environ(**settings).items() if name not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "HOME")}
-        return subprocess.run([sys.executable, *flags, *(() if "-m" in flags else ("popcon.py",)), *arguments], env=environ, cwd=self.own,
-                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+        environ = {
+            name: value
+            for name, value in clean_environ(**settings).items()
+            if name not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "HOME")
+        }
+        return subprocess.run(
+            [sys.executable, *flags, *(() if "-m" in flags else ("popcon.py",)), *arguments],
+            env=environ,
+            cwd=self.own,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
 
     def test_a_lone_copy_proves_the_whole_way_and_leaves_nothing_behind(self) -> None:
-        for flags in ([], ["-I"], ["-S"], ["-W", "error"], ["-I", "-S", "-W", "error", "-X", "dev"], ["-m", "popcon"], ["-O"]):
+        for flags in (
+            [],
+            ["-I"],
+            ["-S"],
+            ["-W", "error"],
+            ["-I", "-S", "-W", "error", "-X", "dev"],
+            ["-m", "popcon"],
+            ["-O"],
+        ):
             with self.subTest(flags=flags):
                 temporary = self.folder / "temporary"
                 temporary.mkdir(exist_ok=True)
@@ -721,8 +988,14 @@ class TestSelftest(Case):
                 self.assertEqual([*temporary.iterdir(), *self.own.iterdir()], [self.own / "popcon.py"])
 
     def test_wrong_settings_are_errors_that_say_what_is_right(self) -> None:
-        result = self.run_selftest(PYTHON_POPCONTEST_STATSD_HOST="a b", PYTHON_POPCONTEST_STATSD_PORT="x", PYTHON_POPCONTEST_STATSD_PREFIX="a:b",
-                                   PYTHON_POPCONTEST_STATSD_SAMPLE_RATE="2", PYTHON_POPCONTEST_RATE="1", DO_NOT_TRACK="1")
+        result = self.run_selftest(
+            PYTHON_POPCONTEST_STATSD_HOST="a b",
+            PYTHON_POPCONTEST_STATSD_PORT="x",
+            PYTHON_POPCONTEST_STATSD_PREFIX="a:b",
+            PYTHON_POPCONTEST_STATSD_SAMPLE_RATE="2",
+            PYTHON_POPCONTEST_RATE="1",
+            DO_NOT_TRACK="1",
+        )
         self.assertEqual((result.returncode, result.stderr), (1, ""))
         self.assertEqual(len(re.findall("(?m)^error .*: must be ", result.stdout)), 4, result.stdout)
         self.assertRegex(result.stdout, "(?m)^warning .*PYTHON_POPCONTEST_RATE")
@@ -748,19 +1021,34 @@ class TestSelftest(Case):
     @unittest.skipUnless(hasattr(os, "memfd_create"), "needs os.memfd_create")
     def test_where_nothing_can_be_written_it_works_in_memory(self) -> None:
         out = io.StringIO()
-        with mock.patch("tempfile.TemporaryDirectory", side_effect=FileNotFoundError("no usable temporary folder")), contextlib.redirect_stdout(out):
+        with (
+            mock.patch("tempfile.TemporaryDirectory", side_effect=FileNotFoundError("no usable temporary folder")),
+            contextlib.redirect_stdout(out),
+        ):
             status = popcon.main(["selftest"])
         self.assertEqual(status, 0, out.getvalue())
         self.assertIn("and sent python_popcon.library_used.popcon-selftest:1|c\n", out.getvalue())
 
     def test_a_child_that_reports_wrongly_is_an_error(self) -> None:
-        for broken, expected in [("setup_reporter = print\n", "said nothing|reported nothing"), ("raise RuntimeError('broken')\n", "broken"),
-                                 ("def statsd_line(*a): return b'x'\n", "instead of")]:
-            source = SOURCE.read_text(encoding="utf-8").replace('if __name__ == "__main__":', broken + 'if __name__ == "__main__":')
+        for broken, expected in [
+            ("setup_reporter = print\n", "said nothing|reported nothing"),
+            ("raise RuntimeError('broken')\n", "broken"),
+            ("def statsd_line(*a): return b'x'\n", "instead of"),
+        ]:
+            source = SOURCE.read_text(encoding="utf-8").replace(
+                'if __name__ == "__main__":', broken + 'if __name__ == "__main__":'
+            )
             if "raise" in broken:
                 source = source.replace(broken, f"if __name__ == 'popcon':\n    {broken}")
             (self.own / "broken.py").write_text(source, encoding="utf-8")
-            result = subprocess.run([sys.executable, "broken.py", "selftest"], cwd=self.own, env=clean_environ(), capture_output=True, text=True, timeout=60)
+            result = subprocess.run(
+                [sys.executable, "broken.py", "selftest"],
+                cwd=self.own,
+                env=clean_environ(),
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
             self.assertEqual(result.returncode, 1)
             self.assertRegex(result.stdout, f"(?m)^error +reporting .*({expected})")
 
@@ -824,14 +1112,42 @@ os._exit(0)  # what some of them do at exit is not our business
 # The names of the modules are unlike the libraries' on purpose.
 SESSIONS: list[tuple[list[str], list[str]]] = [
     ([], ["pandas", "matplotlib.pyplot", "sklearn.linear_model", "scipy.stats", "seaborn", "statsmodels.api"]),
-    ([], ["yaml", "PIL.Image", "cv2", "bs4", "dateutil.parser", "_cffi_backend", "lxml.etree", "docx", "OpenSSL", "six.moves.urllib.parse", "attr"]),
-    ([], ["google.cloud.storage", "google.protobuf.message"]), ([], ["google.auth"]), ([], ["google.cloud.bigquery", "google.api_core"]),
-    ([], ["azure.identity"]), ([], ["azure.storage.blob", "azure.core"]), ([], ["opentelemetry.sdk.trace"]), ([], ["opentelemetry.trace"]),
-    ([], ["zope.interface"]), ([], ["ruamel.yaml"]), ([], ["backports.tarfile"]), ([], ["jaraco.functools"]), ([], ["pip._vendor.rich", "pip._internal.cli.main"]),
-    ([], ["librosa", "skimage", "nilearn"]), ([], ["librosa", "skimage.filters", "nilearn.plotting"]),
-    ([], ["tlz", "distributed", "dask.dataframe", "xarray", "zarr"]), ([], ["twisted.internet.defer", "scrapy", "nacl", "paramiko"]),
-    (["pandas", "IPython"], ["matplotlib.pyplot", "pandas.io.excel", "requests", "IPython.display"]), (["google.auth"], ["google.cloud.storage"]),
-    (["six", "numpy"], ["dateutil.rrule", "numpy.fft", "numba"]), ([], ["ipykernel", "jupyter_client", "jupyterlab", "notebook"]),
+    (
+        [],
+        [
+            "yaml",
+            "PIL.Image",
+            "cv2",
+            "bs4",
+            "dateutil.parser",
+            "_cffi_backend",
+            "lxml.etree",
+            "docx",
+            "OpenSSL",
+            "six.moves.urllib.parse",
+            "attr",
+        ],
+    ),
+    ([], ["google.cloud.storage", "google.protobuf.message"]),
+    ([], ["google.auth"]),
+    ([], ["google.cloud.bigquery", "google.api_core"]),
+    ([], ["azure.identity"]),
+    ([], ["azure.storage.blob", "azure.core"]),
+    ([], ["opentelemetry.sdk.trace"]),
+    ([], ["opentelemetry.trace"]),
+    ([], ["zope.interface"]),
+    ([], ["ruamel.yaml"]),
+    ([], ["backports.tarfile"]),
+    ([], ["jaraco.functools"]),
+    ([], ["pip._vendor.rich", "pip._internal.cli.main"]),
+    ([], ["librosa", "skimage", "nilearn"]),
+    ([], ["librosa", "skimage.filters", "nilearn.plotting"]),
+    ([], ["tlz", "distributed", "dask.dataframe", "xarray", "zarr"]),
+    ([], ["twisted.internet.defer", "scrapy", "nacl", "paramiko"]),
+    (["pandas", "IPython"], ["matplotlib.pyplot", "pandas.io.excel", "requests", "IPython.display"]),
+    (["google.auth"], ["google.cloud.storage"]),
+    (["six", "numpy"], ["dateutil.rrule", "numpy.fft", "numba"]),
+    ([], ["ipykernel", "jupyter_client", "jupyterlab", "notebook"]),
 ]
 
 
@@ -843,8 +1159,14 @@ class TestRealThings(Case):
         owners.write_bytes(subprocess.check_output([*python, ALL_FILES], env=clean_environ(), timeout=120))
 
         def session(job: tuple[list[str], list[str]]) -> dict[str, Any]:
-            result = subprocess.run([*python, ORACLE, str(owners), json.dumps({"before": job[0], "imports": job[1]})], env=clean_environ(),
-                                    cwd=self.own, stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+            result = subprocess.run(
+                [*python, ORACLE, str(owners), json.dumps({"before": job[0], "imports": job[1]})],
+                env=clean_environ(),
+                cwd=self.own,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=120,
+            )
             if result.returncode:
                 raise AssertionError(result.stderr.decode()[-1000:])
             return json.loads(result.stdout.splitlines()[-1])  # type: ignore[no-any-return]
@@ -859,36 +1181,63 @@ class TestRealThings(Case):
                     total |= set(result["ours"])
         self.assertGreater(len(total), 100)
 
-    @unittest.skipUnless(DEBIAN, "needs POPCON_TEST_DEBIAN, root folders with Debian's python3 and python3-numpy, -yaml, -bs4, -six, -ruamel.yaml")
+    @unittest.skipUnless(
+        DEBIAN,
+        "needs POPCON_TEST_DEBIAN, root folders with Debian's python3 and python3-numpy, -yaml, -bs4, -six, -ruamel.yaml",
+    )
     def test_is_right_where_debian_left_no_record(self) -> None:
         code = "import sys; sys.path.append('/tmp'); import popcon; popcon.setup_reporter(); import {}; print(*sorted(popcon.used_libraries()))"
         for root in DEBIAN:
             copy = Path(root, "tmp", "popcon.py")
             shutil.copy(SOURCE, copy)
             try:
-                for imports, expected in [("numpy", "numpy"), ("yaml", "pyyaml"), ("six", "six"), ("six.moves.urllib", "six"), ("json", ""),
-                                          ("ruamel.yaml", "ruamel-yaml ruamel-yaml-clib"), ("bs4", "beautifulsoup4 soupsieve typing-extensions")]:
+                for imports, expected in [
+                    ("numpy", "numpy"),
+                    ("yaml", "pyyaml"),
+                    ("six", "six"),
+                    ("six.moves.urllib", "six"),
+                    ("json", ""),
+                    ("ruamel.yaml", "ruamel-yaml ruamel-yaml-clib"),
+                    ("bs4", "beautifulsoup4 soupsieve typing-extensions"),
+                ]:
                     with self.subTest(root=root, imports=imports):
-                        out = subprocess.run(["chroot", root, "python3", "-B", "-c", code.format(imports)], env={"PATH": "/usr/sbin:/usr/bin:/bin"}, capture_output=True, text=True)
+                        out = subprocess.run(
+                            ["chroot", root, "python3", "-B", "-c", code.format(imports)],
+                            env={"PATH": "/usr/sbin:/usr/bin:/bin"},
+                            capture_output=True,
+                            text=True,
+                        )
                         # bs4 imports the parsers that happen to be there
-                        self.assertEqual((set(out.stdout.split()) - {"lxml", "chardet", "html5lib"}, out.stderr), (set(expected.split()), ""))
+                        self.assertEqual(
+                            (set(out.stdout.split()) - {"lxml", "chardet", "html5lib"}, out.stderr),
+                            (set(expected.split()), ""),
+                        )
             finally:
                 copy.unlink()
 
     @contextlib.contextmanager
-    def exporter(self, mapping: str) -> Iterator[tuple[dict[str, str], Any]]:
+    def exporter(self, mapping: str) -> Iterator[tuple[dict[str, Any], Any]]:
         """The real statsd_exporter: the settings for it, and a function that gives its metrics."""
         (self.folder / "mapping.yaml").write_text(mapping, encoding="utf-8")
         with Server() as server, socket.create_server(("127.0.0.1", 0)) as tcp:
             settings, port = server.settings, tcp.getsockname()[1]
         process = subprocess.Popen(
-            [EXPORTER, f"--statsd.mapping-config={self.folder / 'mapping.yaml'}", f"--statsd.listen-udp=127.0.0.1:{settings['PYTHON_POPCONTEST_STATSD_PORT']}",
-             "--statsd.listen-tcp=", f"--web.listen-address=127.0.0.1:{port}"], stderr=subprocess.DEVNULL)
+            [
+                EXPORTER,
+                f"--statsd.mapping-config={self.folder / 'mapping.yaml'}",
+                f"--statsd.listen-udp=127.0.0.1:{settings['PYTHON_POPCONTEST_STATSD_PORT']}",
+                "--statsd.listen-tcp=",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stderr=subprocess.DEVNULL,
+        )
 
         def metrics() -> dict[str, float]:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
                 lines = answer.read().decode().splitlines()
-            return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+            return {
+                line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")
+            }
 
         try:
             for _ in range(100):
@@ -907,7 +1256,7 @@ class TestRealThings(Case):
             self.install(name, f"{name.partition('.')[0]}.py")
         for prefix, mapping, labels in [
             ("", readme_mappings()[0], 'library="{}"'),
-            ("python_popcon.namespace.prod.library_used", readme_mappings()[1], 'library="{}",namespace="prod"')
+            ("python_popcon.namespace.prod.library_used", readme_mappings()[1], 'library="{}",namespace="prod"'),
         ]:
             with self.subTest(prefix=prefix), self.exporter(mapping) as (settings, metrics):
                 settings |= {"PYTHON_POPCONTEST_STATSD_PREFIX": prefix}
@@ -916,14 +1265,21 @@ class TestRealThings(Case):
                 self.run_python("import popcon; popcon.main(['selftest'])", **settings)
                 time.sleep(0.5)
                 ours = {name: value for name, value in metrics().items() if "popcon" in name}
-                self.assertEqual(ours, {f"python_popcon_library_used{{{labels.format('alpha')}}}": 2,
-                                        f"python_popcon_library_used{{{labels.format('ruamel')}}}".replace("ruamel", "ruamel-yaml"): 1})
+                self.assertEqual(
+                    ours,
+                    {
+                        f"python_popcon_library_used{{{labels.format('alpha')}}}": 2,
+                        f"python_popcon_library_used{{{labels.format('ruamel')}}}".replace("ruamel", "ruamel-yaml"): 1,
+                    },
+                )
 
     @unittest.skipUnless(EXPORTER and LARGE, "needs POPCON_TEST_STATSD_EXPORTER and POPCON_TEST_LARGE")
     def test_a_real_script_with_real_libraries_shows_exactly_those_at_the_exporter(self) -> None:
         code = "import popcon; popcon.setup_reporter(); import pandas, sklearn.linear_model, yaml; print(*sorted(popcon.used_libraries()))"
         with self.exporter(readme_mappings()[0]) as (settings, metrics):
-            out = subprocess.run([LARGE, "-c", code], env=clean_environ(**settings), cwd=self.own, capture_output=True, text=True)
+            out = subprocess.run(
+                [LARGE, "-c", code], env=clean_environ(**settings), cwd=self.own, capture_output=True, text=True
+            )
             time.sleep(0.5)
             counted = {name: value for name, value in metrics().items() if name.startswith("python_popcon")}
         self.assertLessEqual({"pandas", "numpy", "scikit-learn", "scipy", "pyyaml", "joblib"}, set(out.stdout.split()))
@@ -934,10 +1290,18 @@ class TestRealThings(Case):
         self.install("alpha", "alpha.py")
         with Server() as server, socket.create_server(("127.0.0.1", 0)) as tcp:
             settings, port = server.settings, tcp.getsockname()[1]
-        config = {"port": int(settings["PYTHON_POPCONTEST_STATSD_PORT"]), "address": "127.0.0.1", "mgmt_port": port, "mgmt_address": "127.0.0.1",
-                  "backends": [], "flushInterval": 60000}
+        config = {
+            "port": int(settings["PYTHON_POPCONTEST_STATSD_PORT"]),
+            "address": "127.0.0.1",
+            "mgmt_port": port,
+            "mgmt_address": "127.0.0.1",
+            "backends": [],
+            "flushInterval": 60000,
+        }
         (self.folder / "config.js").write_text(json.dumps(config))
-        process = subprocess.Popen(["node", STATSD, str(self.folder / "config.js")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            ["node", STATSD, str(self.folder / "config.js")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             code = "import popcon; r = popcon.Reporter(); r.drawn = True; import alpha; r.report()"
             answer = ""
@@ -961,7 +1325,10 @@ class TestRealThings(Case):
 
 def readme_blocks(language: str) -> list[str]:
     text = (HERE / "README.md").read_text(encoding="utf-8")
-    return [textwrap.dedent(block) for block in re.findall(rf"^ *```{language}\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)]
+    return [
+        textwrap.dedent(block)
+        for block in re.findall(rf"^ *```{language}\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    ]
 
 
 def readme_mappings() -> list[str]:
@@ -989,21 +1356,35 @@ class TestReadme(unittest.TestCase):
         code = "import json, sys, yaml; print(json.dumps([yaml.safe_load(block) for block in json.load(sys.stdin)]))"
 
         def load(blocks: list[str]) -> list[Any]:
-            out = subprocess.run([YAML, "-c", code], input=json.dumps(blocks), capture_output=True, text=True, check=True).stdout
+            out = subprocess.run(
+                [YAML, "-c", code], input=json.dumps(blocks), capture_output=True, text=True, check=True
+            ).stdout
             return json.loads(out)  # type: ignore[no-any-return]
 
         documents = load(readme_blocks("yaml"))
-        plain = {"mappings": [{"match": "python_popcon.library_used.*", "name": "python_popcon_library_used", "labels": {"library": "$1"}}]}
+        plain = {
+            "mappings": [
+                {
+                    "match": "python_popcon.library_used.*",
+                    "name": "python_popcon_library_used",
+                    "labels": {"library": "$1"},
+                }
+            ]
+        }
         self.assertIn(plain, documents)
         helm = [document["statsd"]["mappingConfig"] for document in documents if "statsd" in document]
         self.assertEqual(load(helm), [plain])
-        hub = [config for document in documents if "hub" in document for config in document["hub"]["extraConfig"].values()]
+        hub = [
+            config for document in documents if "hub" in document for config in document["hub"]["extraConfig"].values()
+        ]
         self.assertTrue(hub)
         for config in hub:
             spawner = types.SimpleNamespace(environment={})
             with mock.patch.dict(os.environ, {"POD_NAMESPACE": "prod"}):
                 exec(config, {"c": types.SimpleNamespace(KubeSpawner=spawner)})
-            self.assertEqual(spawner.environment["PYTHON_POPCONTEST_STATSD_PREFIX"], "python_popcon.namespace.prod.library_used")
+            self.assertEqual(
+                spawner.environment["PYTHON_POPCONTEST_STATSD_PREFIX"], "python_popcon.namespace.prod.library_used"
+            )
             with mock.patch.dict(os.environ, spawner.environment):
                 for name in popcon.SETTINGS:
                     popcon.setting(name)
