@@ -48,6 +48,7 @@ __version__ = "1.0.0"
 __all__ = ["report", "setup_reporter", "used_libraries"]
 
 STDLIB = os.path.join(os.path.dirname(getattr(os, "__file__", "")), "")
+DYNLOAD = f"{os.sep}lib-dynload{os.sep}"
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -83,7 +84,7 @@ def executed_files(modules: "Mapping[Any, object]") -> dict[str, str]:
     Takes a copy of sys.modules. Leaves the standard library out. A module without a file, from a loader of somebody's
     own, stands under its name instead. Runs no code of the modules.
     """
-    plain = type(sys)
+    plain, module_namespace = type(sys), _module_namespace
     util = sys.modules.get("importlib.util")
     lazy = _module_namespace(util).get("_LazyModule") if type(util) is plain else None
     files = {}
@@ -91,7 +92,7 @@ def executed_files(modules: "Mapping[Any, object]") -> dict[str, str]:
         if type(name) is not str:
             continue
         try:
-            namespace = _module_namespace(module) if type(module) is plain else _odd_namespace(name, module, lazy)
+            namespace = module_namespace(module) if type(module) is plain else _odd_namespace(name, module, lazy)
             file, spec = namespace.get("__file__"), namespace.get("__spec__")
             if type(spec) is ModuleSpec:
                 if file is spec.origin or type(file) is not str:
@@ -107,14 +108,11 @@ def executed_files(modules: "Mapping[Any, object]") -> dict[str, str]:
         except Exception as error:
             debug(f"cannot tell the file of {name}: {error!r}")
             continue
-        if type(file) is str and type(name) is str and not _is_standard(file):
-            files[file] = name
+        if type(file) is str and type(name) is str:
+            standard = file.startswith(STDLIB) and "-packages" not in file[len(STDLIB) :] or DYNLOAD in file
+            if not standard:
+                files[file] = name
     return files
-
-
-def _is_standard(file: str) -> bool:
-    """Tell whether the file is the standard library's."""
-    return file.startswith(STDLIB) and "-packages" not in file[len(STDLIB) :] or f"{os.sep}lib-dynload{os.sep}" in file
 
 
 def _is_custom(loader: object) -> bool:
@@ -194,11 +192,11 @@ def _folder_owners(folder: str, entries: list[str], groups: list[list[str]]) -> 
     ]
     found: list[set[str]] = [set() for _ in groups]
     owners, unrecorded = [], []
-    suspect = _line_start({path[: path.find(b"/") + 1] or path for paths in wanted for path in paths})
-    bisect = standard("_bisect").bisect_left
-    for entry in entries:
-        if entry.lower().endswith((".dist-info", ".egg-info")):
-            info = f"{folder}{os.sep}{entry}"
+    infos = [f"{folder}{os.sep}{entry}" for entry in entries if entry.lower().endswith((".dist-info", ".egg-info"))]
+    if infos:
+        suspect = _line_start({path[:6].rstrip(b",") for paths in wanted for path in paths})
+        bisect = standard("_bisect").bisect_left
+        for info in infos:
             record = _read(f"{info}{os.sep}RECORD")
             if not record:
                 unrecorded.append(info)
@@ -228,24 +226,20 @@ def _folder_owners(folder: str, entries: list[str], groups: list[list[str]]) -> 
     return found
 
 
-def _line_start(tops: set[bytes]) -> "Callable[[bytes], object]":
-    """Return a function that finds whether a line of a RECORD may begin with one of the names.
+def _line_start(starts: set[bytes]) -> "Callable[[bytes], object]":
+    """Return a function that finds whether a line of a RECORD begins in one of the ways.
 
-    It only has to be quick: by it most libraries are known not to matter.
+    By this, the quickest of all, most libraries are known not to matter.
     """
-    tops.add(b'"')  # a quoted line
-    byfirst: dict[bytes, list[bytes]] = {}
-    for top in tops:
-        byfirst.setdefault(top[:1], []).append(top[1:])
     re = standard("re")
-    search = re.compile(
-        b"\n(?:%b)"
-        % b"|".join(
-            b"%b(?:%b)" % (re.escape(first), b"|".join(map(re.escape, rest))) for first, rest in byfirst.items()
-        )
-    ).search
-    starts = tuple(tops)
-    return lambda record: search(record) or record.startswith(starts)
+    starts.add(b'"')  # may be any of them, quoted
+    by_byte: dict[bytes, list[bytes]] = {}
+    for start in starts:
+        by_byte.setdefault(start[:1], []).append(re.escape(start[1:]))
+    branches = (re.escape(byte) + b"(?:" + b"|".join(rest) + b")" for byte, rest in by_byte.items())
+    search = re.compile(b"\n(?:" + b"|".join(branches) + b")").search
+    first = tuple(starts)
+    return lambda record: record.startswith(first) or search(record)
 
 
 def record_lines(record: bytes) -> list[bytes]:
@@ -428,7 +422,7 @@ def standard(name: str) -> "Any":
             @classmethod
             def find_spec(cls, name: str, path: object = None, target: object = None) -> "ModuleSpec | None":
                 if path is None and name in sys.stdlib_module_names and _thread.get_ident() == cls.thread:
-                    return PathFinder.find_spec(name, [STDLIB, STDLIB + "lib-dynload"])
+                    return PathFinder.find_spec(name, [STDLIB, os.path.join(STDLIB, "lib-dynload")])
                 return None
 
         sys.meta_path.insert(0, Finder)

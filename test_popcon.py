@@ -426,6 +426,11 @@ class TestMetadata(Case):
                 self.install("alpha", record=record)
                 self.assertEqual(self.owners("a/b.py"), {"alpha"})
                 self.assertEqual(self.owners("b.py", "d.txt"), set())
+        for record in ("a.py", "c.py\na.py\n", "a.py\r\nc.py\r\n", '"a.py"\n'):
+            with self.subTest(record=record):
+                shutil.rmtree(self.site)
+                self.install("alpha", record=record)
+                self.assertEqual(self.owners("a.py"), {"alpha"})
 
     def test_a_quoted_comma_gives_no_path(self) -> None:
         self.install("alpha", record='"x,a.py",,\n"a.py,x",,\nb.py,,\n')
