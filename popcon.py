@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 __version__ = "1.0.0"
 __all__ = ["report", "setup_reporter", "used_libraries"]
 
-STDLIB = os.path.join(os.path.dirname(getattr(os, "__file__", "")), "")
+STDLIB = os.path.dirname(getattr(os, "__file__", os.path.join("none", "os.py"))) + os.sep
 DYNLOAD = f"{os.sep}lib-dynload{os.sep}"
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 

@@ -1341,7 +1341,39 @@ def readme_mappings() -> list[str]:
     return [block for block in readme_blocks("yaml") if block.startswith("mappings:")]
 
 
-class TestReadme(unittest.TestCase):
+class TestReadme(Case):
+    def test_its_startup_file_reports_and_is_silent_without_popcon(self) -> None:
+        self.install("alpha", "alpha.py")
+        (startup,) = (block for block in readme_blocks("python") if "ImportError" in block)
+        with Server() as server:
+            result = self.run_python(startup + "import alpha", **server.settings)
+            self.assertEqual(server.received(), [b"python_popcon.library_used.alpha:1|c"])
+        without = self.run_python(startup, PYTHONPATH="")
+        for ended in (result, without):
+            self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, "", ""))
+
+    def test_its_commands_run(self) -> None:
+        shell = readme_blocks("sh")
+        self.assertIn("python -m popcon selftest\npython -m unittest\n", shell)
+        (where,) = re.findall('python -c "(.*)"', "".join(shell))
+        purelib, startup = self.run_python(where.replace("\\\\", "\\")).stdout.splitlines()
+        self.assertTrue(os.path.isdir(purelib))
+        self.assertTrue(startup.endswith("/etc/ipython/startup"))
+        (unused,) = re.findall("python -c '\n(.*?)'", "".join(shell), re.DOTALL)
+        for name in ("alpha", "Beta.X"):
+            self.install(name)
+        answer = {"data": {"result": [{"metric": {"library": "alpha"}, "value": [1, "2"]}]}}
+        for results, status in ((answer, 0), ({"data": {"result": []}}, 1)):
+            ended = subprocess.run(
+                [sys.executable, "-c", unused],
+                input=json.dumps(results),
+                env=clean_environ(PYTHONPATH=str(self.site)),
+                capture_output=True,
+                text=True,
+            )
+            self.assertEqual(ended.returncode, status, ended.stderr)
+            self.assertEqual({"beta-x", "alpha"} & set(ended.stdout.split()), {"beta-x"} if status == 0 else set())
+
     def test_names_every_setting_with_its_default(self) -> None:
         text = (HERE / "README.md").read_text(encoding="utf-8")
         for name, (default, _) in popcon.SETTINGS.items():
