@@ -783,7 +783,10 @@ class TestSending(Case):
                 popcon.NAME_SERVER_PORT = {name_server.port}
                 popcon._read = lambda path: {{"/etc/resolv.conf": b"nameserver 127.0.0.1\\n", "/etc/hosts": b""}}.get(path) or read(path)
                 """
-            settings = {"PYTHON_POPCONTEST_STATSD_HOST": "statsd.example", "PYTHON_POPCONTEST_DEBUG": "1"}
+            settings: dict[str, Any] = {
+                "PYTHON_POPCONTEST_STATSD_HOST": "statsd.example",
+                "PYTHON_POPCONTEST_DEBUG": "1",
+            }
             start = time.monotonic()
             result = self.run_python(code, **settings)
             self.assertLess(time.monotonic() - start, 10)
