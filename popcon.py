@@ -73,8 +73,10 @@ def _odd_namespace(name: str, module: object, lazy: object) -> "Mapping[str, Any
         # A module that put an object in its own place, as sh does: the methods of
         # that object's class know where they were executed.
         for value in _class_namespace(kind).values():
-            if type(value) is type(_odd_namespace) and value.__globals__.get("__name__") == name:
-                namespace = value.__globals__
+            if type(value) is type(_odd_namespace) and type(value.__globals__) is dict:
+                origin = value.__globals__.get("__name__")
+                if type(origin) is str and origin == name:
+                    namespace = value.__globals__
     return namespace
 
 
@@ -99,8 +101,8 @@ def executed_files(modules: "Mapping[Any, object]") -> dict[str, str]:
                     name = spec.name  # the key in sys.modules may be an alias
                     if spec.has_location:
                         file = spec.origin
-                    elif _is_custom(spec.loader):
-                        file = name
+                    elif _is_custom(spec.loader) and type(name) is str:
+                        files[name] = name
                 elif spec.has_location and spec.name == name:
                     file = spec.origin  # the module rewrote __file__, as tlz does
             elif name in ("__main__", "__mp_main__"):
@@ -108,7 +110,7 @@ def executed_files(modules: "Mapping[Any, object]") -> dict[str, str]:
         except Exception as error:
             debug(f"cannot tell the file of {name}: {error!r}")
             continue
-        if type(file) is str and type(name) is str:
+        if type(file) is str and os.sep in file and type(name) is str:  # not "<string>"
             standard = file.startswith(STDLIB) and "-packages" not in file[len(STDLIB) :] or DYNLOAD in file
             if not standard:
                 files[file] = name
@@ -119,7 +121,8 @@ def _is_custom(loader: object) -> bool:
     """Tell whether the loader is neither Python's own nor missing."""
     kind = type(loader)  # of what is built in or frozen, the loader is a class
     own = ("_frozen_importlib", "_frozen_importlib_external", "zipimport")
-    return loader is not None and kind is not type and _class_namespace(kind).get("__module__") not in own
+    module = _class_namespace(kind).get("__module__")
+    return loader is not None and kind is not type and type(module) is str and module not in own
 
 
 # ---- files -> the libraries that own them -------------------------------------
@@ -162,20 +165,22 @@ def libraries(*groups: "Mapping[str, str]") -> list[set[str]]:
         ]
         if any(paths):
             try:
-                if folder.endswith(".egg"):
-                    raise NotADirectoryError
-                owners = _folder_owners(folder, os.listdir(folder), paths)
-            except NotADirectoryError:
-                owners = _archive_owners(folder, paths)
-            except OSError as error:
-                debug(f"cannot read {folder}: {error}")
+                try:
+                    owners = _folder_owners(folder, os.listdir(folder), paths)
+                except NotADirectoryError:
+                    owners = _archive_owners(folder, paths) if os.path.isfile(folder) else []
+            except Exception as error:
+                debug(f"cannot read {folder}: {error!r}")
                 continue
             for names, more in zip(found, owners):
                 names |= more
     virtual = [places.get("", []) for places in grouped]
     if any(virtual):
-        for names, more in zip(found, _virtual_owners(virtual)):
-            names |= more
+        try:
+            for names, more in zip(found, _virtual_owners(virtual)):
+                names |= more
+        except Exception as error:
+            debug(f"cannot tell whose {virtual} are: {error!r}")
     return found
 
 
@@ -187,12 +192,13 @@ def import_path() -> list[str]:
 def _folder_owners(folder: str, entries: list[str], groups: list[list[str]]) -> list[set[str]]:
     """Answer libraries() for a folder and paths relative to it."""
     wanted = [
-        sorted([f"{path},".replace(os.sep, "/").encode("utf-8", "surrogateescape") for path in group])
-        for group in groups
+        sorted([f"{path},".replace(os.sep, "/").encode("utf-8", "surrogatepass") for path in group]) for group in groups
     ]
     found: list[set[str]] = [set() for _ in groups]
     owners, unrecorded = [], []
     infos = [f"{folder}{os.sep}{entry}" for entry in entries if entry.lower().endswith((".dist-info", ".egg-info"))]
+    if folder.endswith(".egg"):
+        infos.append(f"{folder}{os.sep}EGG-INFO")
     if infos:
         suspect = _line_start({path[:6].rstrip(b",") for paths in wanted for path in paths})
         bisect = standard("_bisect").bisect_left
@@ -215,7 +221,7 @@ def _folder_owners(folder: str, entries: list[str], groups: list[list[str]]) -> 
                             names.add(name)
     # Without RECORD the library's names decide: only where libraries get installed, since
     # elsewhere an egg-info is someone's source tree, and only for what no RECORD lists.
-    if unrecorded and os.path.basename(folder) in ("site-packages", "dist-packages"):
+    if unrecorded and folder.endswith(("site-packages", "dist-packages", ".egg")):
         listed = {
             line.partition(b",")[0] + b"," for info in owners for line in record_lines(_read(f"{info}{os.sep}RECORD"))
         }
@@ -231,7 +237,10 @@ def _line_start(starts: set[bytes]) -> "Callable[[bytes], object]":
 
     By this, the quickest of all, most libraries are known not to matter.
     """
-    re = standard("re")
+    try:
+        re = standard("re")
+    except ImportError:  # somebody's own re.py is loaded
+        return lambda record: True
     starts.add(b'"')  # may be any of them, quoted
     by_byte: dict[bytes, list[bytes]] = {}
     for start in starts:
@@ -276,15 +285,11 @@ def library_name(info: str) -> str:
 
     An editable install (PEP 610) is a person's own source tree.
     """
-    direct_url = _read(f"{info}{os.sep}direct_url.json")
-    if direct_url:
-        try:
-            if standard("json").loads(direct_url).get("dir_info", {}).get("editable"):
-                return ""
-        except Exception as error:
-            debug(f"cannot read {info}: {error}")
-            return ""
-    metadata = _read(f"{info}{os.sep}METADATA") or _read(f"{info}{os.sep}PKG-INFO") or _read(info)
+    direct_url = b"".join(_read(f"{info}{os.sep}direct_url.json").split())
+    if b'"editable":true' in direct_url:
+        return ""
+    size = 1 << 16  # the name stands at the top
+    metadata = _read(f"{info}{os.sep}METADATA", size) or _read(f"{info}{os.sep}PKG-INFO", size) or _read(info, size)
     for line in io.BytesIO(metadata):
         field, _, value = line.partition(b":")
         if field.strip().lower() == b"name":
@@ -320,13 +325,18 @@ def _owners_by_name(infos: list[str], paths: list[str]) -> set[str]:
     found, unclaimed = set(), set()
     for top, path in sorted((path.partition("/")[0].partition(".")[0], path) for path in paths):
         flat = path.lower().replace("_", "-").replace(".", "-").replace("/", "-")
-        own = {name for name, tops, _ in claims if flat.startswith(name + "-") and top in (tops or [top])}
+        begin = top.lower().replace("_", "-") + "-"
+        own = {
+            name
+            for name, tops, _ in claims
+            if flat.startswith(name + "-") and (top in tops if tops else f"{name}-".startswith(begin))
+        }
         longest = max(own, key=len, default="")
         if len(longest) > len(top):
             found.add(longest)
         else:
-            own.update(name for name, tops, _ in claims if top in tops)
-            found |= own
+            own |= {name for name, tops, _ in claims if top in tops}
+            found |= {name for name in own if f"-{name}-" in flat} or own  # protobuf is google/protobuf
             if not own:
                 unclaimed.add(top)
     for top in unclaimed:
@@ -355,13 +365,17 @@ def _owners_by_dpkg(top: str, claims: "Sequence[tuple[str, set[str], str]]") -> 
 
 
 def _archive_owners(archive: str, groups: list[list[str]]) -> list[set[str]]:
-    """Answer libraries() for a zip file or an egg and paths relative to it."""
+    """Answer libraries() for a zip file and paths relative to it."""
     metadata = standard("importlib.metadata")
     found: list[set[str]] = [set() for _ in groups]
     for distribution in metadata.distributions(path=[archive]):
-        name = normalized(distribution.metadata["Name"] or "")
-        files = {str(distribution.locate_file(file)) for file in distribution.files or ()}
-        tops = set((distribution.read_text("top_level.txt") or name.replace("-", "_")).split())
+        try:
+            name = normalized(distribution.metadata["Name"] or "")
+            files = {str(distribution.locate_file(file)) for file in distribution.files or ()}
+            tops = (distribution.read_text("top_level.txt") or name.replace("-", "_")).split()
+        except Exception as error:
+            debug(f"cannot read a library in {archive}: {error!r}")
+            continue
         for names, paths in zip(found, groups):
             if name and any(f"{archive}{os.sep}{path}" in files for path in paths):
                 names.add(name)
@@ -382,15 +396,18 @@ def _virtual_owners(groups: list[list[str]]) -> list[set[str]]:
         metadata = standard("importlib.metadata")
         owners = metadata.packages_distributions()
         for names, group in zip(found, tops):
-            for owner in {owner for top in group for owner in owners.get(top, ())}:
-                # What lies in a folder or an archive was asked already.
-                if not isinstance(metadata.distribution(owner), metadata.PathDistribution):
-                    names.add(normalized(owner))
+            for owner in {owner for top in group for owner in owners.get(top, ()) if owner}:
+                try:
+                    if isinstance(metadata.distribution(owner), metadata.PathDistribution):
+                        continue  # lies in a folder or an archive, which was asked already
+                except metadata.PackageNotFoundError:
+                    pass  # its finder only lists
+                names.add(normalized(owner))
             names.discard("")
     return found
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, limit: int = 1 << 24) -> bytes:
     """Return what is in the file, nothing if it can't be read; a pipe or device never blocks."""
     try:
         descriptor = os.open(path, _READ)
@@ -399,7 +416,7 @@ def _read(path: str) -> bytes:
     try:
         data = os.read(descriptor, 1 << 16)
         if len(data) == 1 << 16:  # a device has no size
-            data += os.read(descriptor, min(os.fstat(descriptor).st_size, 1 << 26))
+            data += os.read(descriptor, min(os.fstat(descriptor).st_size, limit - (1 << 16)))
         return data
     except OSError:
         return b""

@@ -257,7 +257,7 @@ class TestWhatCounts(Case):
     def test_editable_installs_never_count(self) -> None:
         editable = {"direct_url.json": json.dumps({"url": "file:///home/me/mine", "dir_info": {"editable": True}})}
         self.install("mine", "__editable___mine_finder.py", more=editable)
-        self.install("broken", "broken.py", more={"direct_url.json": "{"})
+        self.install("broken", "broken.py", more={"direct_url.json": '{ "dir_info" :\n{ "editable" : true'})
         self.install(
             "copied", "copied.py", more={"direct_url.json": json.dumps({"url": "file:///home/me", "dir_info": {}})}
         )
@@ -375,6 +375,35 @@ class TestWhatCounts(Case):
         )
         self.assertEqual(self.used("import alpha; sys.path = None"), {"alpha"})
 
+    def test_a_file_that_is_none_costs_nobody_a_count_and_asks_nobody(self) -> None:
+        self.install("alpha", "alpha.py")
+        for file in (
+            "<string>",
+            "odd",
+            "alpha.py",
+            "\0/x.py",
+            "/tmp/\ud800/x.py",
+            f"{self.site}/\ud800.py",
+            "/dev/null/x.py",
+        ):
+            with self.subTest(file=file):
+                self.assertEqual(
+                    self.used(f"""
+                        import types, importlib.metadata, alpha
+                        importlib.metadata.packages_distributions = importlib.metadata.distributions = print
+                        sys.modules["odd"] = types.ModuleType("odd")
+                        sys.modules["odd"].__file__ = {file!r}
+                        """),
+                    {"alpha"},
+                )
+
+    @unittest.skipUnless(hasattr(os, "mkfifo"), "needs os.mkfifo")
+    def test_a_pipe_for_an_archive_does_not_block(self) -> None:
+        self.install("alpha", "alpha.py")
+        os.mkfifo(self.folder / "pipe")
+        code = f"import types, alpha; odd = sys.modules['odd'] = types.ModuleType('odd'); odd.__file__ = {str(self.folder / 'pipe' / 'odd.py')!r}"
+        self.assertEqual(self.used(code), {"alpha"})
+
     def test_modules_of_a_folder_that_a_pth_file_put_on_sys_path_count(self) -> None:
         self.install("pywin32", "win32/lib/win32con.py")
         self.assertEqual(
@@ -453,7 +482,6 @@ class TestMetadata(Case):
             {"RECORD": b"/etc/passwd,,\n../../x.py,,\n../good.py,,\n", "METADATA": b"Name: dots\n"},
             {"RECORD": b"\n\n,,\n,\n", "METADATA": b"Name: void\n"},
             {"RECORD": b"\xff\xfeg\x00o\x00", "METADATA": b"Name: utf16\n"},
-            {"RECORD": b"good.py,,\n", "METADATA": b"Name: url\n", "direct_url.json": b"[1]"},
         ]
         for number, files in enumerate(rubbish):
             info = self.site / f"rubbish{number}-1.0.dist-info"
@@ -536,6 +564,15 @@ class TestWithoutRecord(Case):
         self.assertEqual(self.owners("azure/core/x.py"), {"azure-core"})
         self.assertEqual(self.owners("google/auth/x.py"), {"google-auth"})
         self.assertEqual(self.owners("azure/other.py"), {"azure-storage-blob", "azure-core", "azure-mgmt-core"})
+        for name in ("protobuf", "googleapis-common-protos"):
+            self.install(name, record=None, more={"top_level.txt": "google\n"})
+        self.assertEqual(self.owners("google/protobuf/__init__.py"), {"protobuf"})
+
+    def test_an_own_name_is_not_the_beginning_of_another(self) -> None:
+        self.install("rich", record=None)
+        self.install("tomli", record=None)
+        self.install("tomli-w", record=None)
+        self.assertEqual(self.owners("rich_private.py", "tomli_w/__init__.py"), {"tomli-w"})
 
     def test_what_a_record_lists_is_not_claimed_by_name(self) -> None:
         self.install("azure-storage-blob", "azure/storage/blob.py")
@@ -582,6 +619,18 @@ class TestArchives(Case):
         for version in "12":
             path = f"{self.folder / f'gamma-{version}.0-py3.egg'}{os.pathsep}{HERE}"
             self.assertEqual(self.used("import gamma", PYTHONPATH=path), {"gamma-x"})
+
+    def test_rubbish_in_an_archive_costs_only_itself(self) -> None:
+        self.install("alpha", "alpha.py")
+        self.install("beta", "beta.py", record="beta.py,x,notint,4,5\n")
+        self.install("gamma", "gamma.py")
+        (self.site / "delta-1.0.dist-info").mkdir()
+        (self.site / "delta-1.0.dist-info" / "METADATA").write_bytes(b"Name: \xff\n")
+        self.archive(self.folder / "libs.zip", self.site)
+        own = self.folder / "site-packages"
+        self.install("omega", "omega.py", folder=own)
+        path = os.pathsep.join(map(str, [self.folder / "libs.zip", own, HERE]))
+        self.assertEqual(self.used("import alpha, beta, gamma, omega", PYTHONPATH=path), {"alpha", "gamma", "omega"})
 
     def test_a_finder_of_ones_own_with_its_distributions_counts(self) -> None:
         self.install("clash", "virtual.py")
@@ -781,7 +830,7 @@ class TestSending(Case):
                     return getaddrinfo(host, *arguments)
                 _socket.getaddrinfo = silent
                 popcon.NAME_SERVER_PORT = {name_server.port}
-                popcon._read = lambda path: {{"/etc/resolv.conf": b"nameserver 127.0.0.1\\n", "/etc/hosts": b""}}.get(path) or read(path)
+                popcon._read = lambda path, *size: {{"/etc/resolv.conf": b"nameserver 127.0.0.1\\n", "/etc/hosts": b""}}.get(path) or read(path, *size)
                 """
             settings: dict[str, Any] = {
                 "PYTHON_POPCONTEST_STATSD_HOST": "statsd.example",
