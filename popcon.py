@@ -33,7 +33,6 @@ the baseline, the libraries that own them, statsd lines, datagrams, the socket.
 # has not loaded already. The rest is imported when it is needed.
 import _thread
 import atexit
-import io
 import os
 import sys
 from _frozen_importlib import ModuleSpec
@@ -290,7 +289,7 @@ def library_name(info: str) -> str:
         return ""
     size = 1 << 16  # the name stands at the top
     metadata = _read(f"{info}{os.sep}METADATA", size) or _read(f"{info}{os.sep}PKG-INFO", size) or _read(info, size)
-    for line in io.BytesIO(metadata):
+    for line in metadata.split(b"\n", 50):
         field, _, value = line.partition(b":")
         if field.strip().lower() == b"name":
             return normalized(value.decode("utf-8", "replace").strip())
