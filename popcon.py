@@ -47,7 +47,7 @@ __version__ = "1.0.0"
 __all__ = ["report", "setup_reporter", "used_libraries"]
 
 STDLIB = os.path.dirname(getattr(os, "__file__", os.path.join("none", "os.py"))) + os.sep
-DYNLOAD = f"{os.sep}lib-dynload{os.sep}"
+DYNLOAD = f"{os.sep}lib-dynload{os.sep}", os.path.join(sys.base_prefix, "DLLs", "")  # the latter on Windows
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -100,7 +100,7 @@ def executed_files(modules: "Mapping[Any, object]") -> dict[str, str]:
                     name = spec.name  # the key in sys.modules may be an alias
                     if spec.has_location:
                         file = spec.origin
-                    elif _is_custom(spec.loader) and type(name) is str:
+                    elif type(file) is not str and type(name) is str and _is_custom(spec.loader):
                         files[name] = name
                 elif spec.has_location and spec.name == name:
                     file = spec.origin  # the module rewrote __file__, as tlz does
@@ -110,8 +110,8 @@ def executed_files(modules: "Mapping[Any, object]") -> dict[str, str]:
             debug(f"cannot tell the file of {name}: {error!r}")
             continue
         if type(file) is str and os.sep in file and type(name) is str:  # not "<string>"
-            standard = file.startswith(STDLIB) and "-packages" not in file[len(STDLIB) :] or DYNLOAD in file
-            if not standard:
+            standard = file.startswith(STDLIB) and "-packages" not in file[len(STDLIB) :]
+            if not standard and DYNLOAD[0] not in file and not file.startswith(DYNLOAD[1]):
                 files[file] = name
     return files
 
@@ -151,28 +151,26 @@ def libraries(*groups: "Mapping[str, str]") -> list[set[str]]:
     # A .pth file or a library may have put one of its own folders on sys.path (pywin32
     # does): the modules there belong to a folder further up.
     folders = {*origins.values(), *(entry.rstrip(os.sep) for entry in import_path())}
-    for folder in folders - {""}:
-        start = folder + os.sep
-        paths = [
-            [
-                f"{place}{os.sep}"[len(start) :] + base
-                for place, bases in places.items()
-                if place == folder or place.startswith(start)
-                for base in bases
-            ]
-            for places in grouped
-        ]
-        if any(paths):
+    relative: dict[str, list[list[str]]] = {}  # of each of these folders the paths below it, by group
+    for index, places in enumerate(grouped):
+        for place, bases in places.items():
+            folder = place
+            while folder:
+                if folder in folders:
+                    below = f"{place}{os.sep}"[len(folder) + 1 :]
+                    relative.setdefault(folder, [[] for _ in groups])[index].extend([below + base for base in bases])
+                folder = folder.rpartition(os.sep)[0]
+    for folder, paths in relative.items():
+        try:
             try:
-                try:
-                    owners = _folder_owners(folder, os.listdir(folder), paths)
-                except NotADirectoryError:
-                    owners = _archive_owners(folder, paths) if os.path.isfile(folder) else []
-            except Exception as error:
-                debug(f"cannot read {folder}: {error!r}")
-                continue
-            for names, more in zip(found, owners):
-                names |= more
+                owners = _folder_owners(folder, os.listdir(folder), paths)
+            except NotADirectoryError:
+                owners = _archive_owners(folder, paths) if os.path.isfile(folder) else []
+        except Exception as error:
+            debug(f"cannot read {folder}: {error!r}")
+            continue
+        for names, more in zip(found, owners):
+            names |= more
     virtual = [places.get("", []) for places in grouped]
     if any(virtual):
         try:
@@ -314,53 +312,66 @@ def _owners_by_name(infos: list[str], paths: list[str]) -> set[str]:
     then the one whose own name leads to the file owns it, google-auth what is
     in google/auth, and only where there is none all of them do.
     """
-    claims = []
-    if paths:
-        for info in infos:
-            name = library_name(info)
-            tops = _read(f"{info}{os.sep}top_level.txt").decode("utf-8", "replace").split()
-            if name:
-                claims.append((name, {top.partition("/")[0] for top in tops}, info))
-    found, unclaimed = set(), set()
-    for top, path in sorted((path.partition("/")[0].partition(".")[0], path) for path in paths):
-        flat = path.lower().replace("_", "-").replace(".", "-").replace("/", "-")
-        begin = top.lower().replace("_", "-") + "-"
-        own = {
-            name
-            for name, tops, _ in claims
-            if flat.startswith(name + "-") and (top in tops if tops else f"{name}-".startswith(begin))
+    claims: dict[str, list[tuple[str, set[str]]]] = {}  # names and their modules, by what a path can begin with
+    names: dict[str, str] = {}
+    for info in infos if paths else ():
+        name = names[info] = library_name(info)
+        tops = {
+            top.partition("/")[0] for top in _read(f"{info}{os.sep}top_level.txt").decode("utf-8", "replace").split()
         }
+        words = name.split("-")
+        for begin in {_flat(top) for top in tops} or {"-".join(words[: count + 1]) for count in range(len(words))}:
+            claims.setdefault(begin, []).append((name, tops))
+    found: set[str] = set()
+    unclear: dict[str, set[str]] = {}
+    for path in paths:
+        top = path.partition("/")[0].partition(".")[0]
+        flat = _flat(path)
+        mine = [(name, tops) for name, tops in claims.get(_flat(top), ()) if name and (not tops or top in tops)]
+        own = {name for name, _ in mine if flat.startswith(name + "-")}
         longest = max(own, key=len, default="")
         if len(longest) > len(top):
             found.add(longest)
+            continue
+        own |= {name for name, tops in mine if tops}
+        own = {name for name in own if f"-{name}-" in flat} or own  # protobuf is google/protobuf
+        if len(own) == 1:
+            found |= own
         else:
-            own |= {name for name, tops, _ in claims if top in tops}
-            found |= {name for name in own if f"-{name}-" in flat} or own  # protobuf is google/protobuf
-            if not own:
-                unclaimed.add(top)
-    for top in unclaimed:
-        found |= _owners_by_dpkg(top, claims)
+            unclear[path] = own
+    by_dpkg = _owners_by_dpkg(unclear, names) if unclear else {}
+    for path, own in unclear.items():
+        owners = by_dpkg.get(path, set())
+        found |= owners & own or own or owners
     return found
 
 
-def _owners_by_dpkg(top: str, claims: "Sequence[tuple[str, set[str], str]]") -> set[str]:
-    """Return the libraries that Debian's package of the module brings, by dpkg's own list.
+def _flat(path: str) -> str:
+    return path.lower().replace("_", "-").replace(".", "-").replace("/", "-")
 
-    beautifulsoup4 has no top_level.txt and Debian drops its RECORD: nothing there
-    leads to it from bs4. But Debian's policy calls the package python3-bs4.
+
+def _owners_by_dpkg(paths: "Iterable[str]", names: dict[str, str]) -> dict[str, set[str]]:
+    """Return the libraries that come in one package of Debian's with the path, by dpkg's own lists.
+
+    Takes paths relative to a folder, and the names of the metadata folders in it.
+    beautifulsoup4 has no top_level.txt and Debian drops its RECORD: nothing else
+    leads to it from bs4.
     """
-    package = "python3-" + top.lower().replace("_", "-")
     database = "/var/lib/dpkg/info"
+    owners: dict[str, set[str]] = {}
     try:
-        lists = [
-            entry
-            for entry in os.listdir(database)
-            if entry.endswith(".list") and entry[:-5].partition(":")[0] == package
-        ]
+        packages = [entry for entry in os.listdir(database) if entry.startswith("python3-") and entry.endswith(".list")]
     except OSError:
-        return set()  # not Debian
-    files = {line for entry in lists for line in _read(f"{database}/{entry}").decode("utf-8", "replace").splitlines()}
-    return {name for name, _, info in claims if info in files}
+        return owners  # not Debian
+    start = os.path.dirname(next(iter(names))) + os.sep
+    wanted = {start + path: path for path in paths}
+    for package in packages:
+        lines = set(_read(f"{database}/{package}").decode("utf-8", "replace").split("\n"))
+        here = {name for info, name in names.items() if name and info in lines}
+        if here:
+            for file in wanted.keys() & lines:
+                owners.setdefault(wanted[file], set()).update(here)
+    return owners
 
 
 def _archive_owners(archive: str, groups: list[list[str]]) -> list[set[str]]:
@@ -393,16 +404,12 @@ def _virtual_owners(groups: list[list[str]]) -> list[set[str]]:
                 group.discard(top)  # such as six.moves: six has a file, which decides
     if any(tops):
         metadata = standard("importlib.metadata")
-        owners = metadata.packages_distributions()
+        # What lies in a folder or an archive was asked already.
+        listed = [library for library in metadata.distributions() if not isinstance(library, metadata.PathDistribution)]
+        others = {normalized(library.metadata["Name"] or "") for library in listed} - {""}
+        owners = metadata.packages_distributions() if others else {}
         for names, group in zip(found, tops):
-            for owner in {owner for top in group for owner in owners.get(top, ()) if owner}:
-                try:
-                    if isinstance(metadata.distribution(owner), metadata.PathDistribution):
-                        continue  # lies in a folder or an archive, which was asked already
-                except metadata.PackageNotFoundError:
-                    pass  # its finder only lists
-                names.add(normalized(owner))
-            names.discard("")
+            names |= {normalized(owner or "") for top in group for owner in owners.get(top, ())} & others
     return found
 
 
