@@ -405,17 +405,17 @@ class TestWhatCounts(Case):
         self.assertEqual(self.used(code), {"alpha"})
 
     def test_a_file_from_a_loader_of_ones_own_is_a_file_like_others(self) -> None:
-        self.install("setuptools", "setuptools/_distutils.py")
+        self.install("tools", "tools/_distutils.py")
         code = """
             import importlib.abc, importlib.machinery, importlib.metadata, types
             importlib.metadata.packages_distributions = importlib.metadata.distributions = print
             class Loader(importlib.abc.Loader): pass
-            import setuptools._distutils as module
+            import tools._distutils as module
             module.__spec__ = importlib.machinery.ModuleSpec("distutils", Loader())
             sys.modules["distutils"] = module
-            del sys.modules["setuptools"], sys.modules["setuptools._distutils"]
+            del sys.modules["tools"], sys.modules["tools._distutils"]
             """
-        self.assertEqual(self.used(code), {"setuptools"})
+        self.assertEqual(self.used(code), {"tools"})
 
     def test_modules_of_a_folder_that_a_pth_file_put_on_sys_path_count(self) -> None:
         self.install("pywin32", "win32/lib/win32con.py")
