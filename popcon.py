@@ -283,7 +283,7 @@ def library_name(info: str) -> str:
     direct_url = b"".join(_read(f"{info}{os.sep}direct_url.json").split())
     if b'"editable":true' in direct_url:
         return ""
-    size = 1 << 16  # the name stands at the top
+    size = 1 << 12  # the name stands at the top
     metadata = _read(f"{info}{os.sep}METADATA", size) or _read(f"{info}{os.sep}PKG-INFO", size) or _read(info, size)
     for line in metadata.split(b"\n", 50):
         field, _, value = line.partition(b":")
@@ -418,9 +418,9 @@ def _read(path: str, limit: int = 1 << 24) -> bytes:
     except OSError:
         return b""
     try:
-        data = os.read(descriptor, 1 << 16)
+        data = os.read(descriptor, min(limit, 1 << 16))
         if len(data) == 1 << 16:  # a device has no size
-            data += os.read(descriptor, min(os.fstat(descriptor).st_size, limit - (1 << 16)))
+            data += os.read(descriptor, min(os.fstat(descriptor).st_size, limit))
         return data
     except OSError:
         return b""
