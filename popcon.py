@@ -186,6 +186,12 @@ def import_path() -> list[str]:
     return [entry for entry in sys.path if type(entry) is str and "\0" not in entry] if type(sys.path) is list else []
 
 
+def metadata_folders(folder: str, entries: list[str]) -> list[str]:
+    """Return the paths of the metadata folders or files (PEP 376) among the entries of the folder."""
+    infos = [f"{folder}{os.sep}{entry}" for entry in entries if entry.lower().endswith((".dist-info", ".egg-info"))]
+    return [*infos, f"{folder}{os.sep}EGG-INFO"] if folder.endswith(".egg") else infos
+
+
 def _folder_owners(folder: str, entries: list[str], groups: list[list[str]]) -> list[set[str]]:
     """Answer libraries() for a folder and paths relative to it."""
     wanted = [
@@ -193,9 +199,7 @@ def _folder_owners(folder: str, entries: list[str], groups: list[list[str]]) -> 
     ]
     found: list[set[str]] = [set() for _ in groups]
     owners, unrecorded = [], []
-    infos = [f"{folder}{os.sep}{entry}" for entry in entries if entry.lower().endswith((".dist-info", ".egg-info"))]
-    if folder.endswith(".egg"):
-        infos.append(f"{folder}{os.sep}EGG-INFO")
+    infos = metadata_folders(folder, entries)
     if infos:
         suspect = _line_start({path[:4] for paths in wanted for path in paths})
         bisect = standard("_bisect").bisect_left
@@ -238,11 +242,13 @@ def _line_start(starts: set[bytes]) -> "Callable[[bytes], object]":
         re = standard("re")
     except ImportError:  # somebody's own re.py is loaded
         return lambda record: True
-    by_byte: dict[bytes, list[bytes]] = {b'"': [b""]}
-    for start in starts:
-        by_byte.setdefault(start[:1], []).append(re.escape(start[1:]))
-    branches = (re.escape(byte) + b"(?:" + b"|".join(rest) + b")" for byte, rest in by_byte.items())
-    search = re.compile(b"\n(?:" + b"|".join(branches) + b")").search
+    firsts = sorted({start[:1] for start in starts})
+    branches = [b'"']
+    for index in range(4):  # a branch for each byte takes longer to fail
+        some = firsts[index * len(firsts) // 4 : (index + 1) * len(firsts) // 4]
+        rest = [re.escape(start[1:]) for start in starts if start[:1] in some]
+        branches += [b"[%b](?:%b)" % (re.escape(b"".join(some)), b"|".join(rest))] if some else []
+    search = re.compile(b"\n(?:%b)" % b"|".join(branches)).search
     return lambda record: record[:4] in starts or record[:1] == b'"' or search(record)
 
 
@@ -970,12 +976,13 @@ def _check_libraries() -> "Iterator[tuple[str, str, str]]":
             entries = os.listdir(folder or ".")
         except OSError:
             continue  # an archive, or not there
-        infos = [entry for entry in entries if entry.lower().endswith((".dist-info", ".egg-info"))]
+        infos = metadata_folders(folder, entries)
         tops = [
             entry + "/__init__.py" if os.path.isdir(os.path.join(folder, entry)) else entry
-            for entry in {*entries}.difference(infos)
+            for entry in entries
+            if os.path.join(folder, entry) not in infos
         ]
-        for info in (f"{folder}{os.sep}{entry}" for entry in infos):
+        for info in infos:
             try:
                 name, lines = library_name(info), record_lines(_read(f"{info}{os.sep}RECORD"))
             except Exception as error:
