@@ -463,6 +463,169 @@ def standard(name: str) -> "Any":
     return module
 
 
+# ---- what a library requires ----------------------------------------------------
+
+
+def required(names: "Iterable[str]") -> set[str]:
+    """Return the names of libraries with those of all that they require here, transitively.
+
+    Reads Requires-Dist of what is installed in the folders of sys.path. Markers are
+    evaluated (PEP 508); an extra counts only where a requirement asks for it.
+    """
+    infos: dict[str, str] = {}
+    for folder in import_path():
+        try:
+            for info in metadata_folders(folder, os.listdir(folder or ".")):
+                infos.setdefault(normalized(os.path.basename(info).partition("-")[0]), info)
+        except OSError:
+            pass  # an archive, or not there
+    queue = [(name, "") for name in names]
+    for name, extra in queue:  # which grows
+        info = infos.get(name, "")
+        metadata = _read(f"{info}{os.sep}METADATA") or _read(f"{info}{os.sep}PKG-INFO") if info else b""
+        for line in metadata.replace(b"\r", b"").partition(b"\n\n")[0].decode("utf-8", "replace").split("\n"):
+            field, _, text = line.partition(":")
+            if field.lower() == "requires-dist":
+                try:
+                    for pair in requirement(text, extra):
+                        if pair not in queue:
+                            queue.append(pair)
+                except ValueError as error:
+                    debug(f"{info}: {error}")
+    return {name for name, _ in queue}
+
+
+def requirement(text: str, extra: str = "") -> list[tuple[str, str]]:
+    """Return (name, "") and (name, extra) for each extra, of a requirement as PEP 508 writes it.
+
+    Empty if its marker is false in this environment and with this extra. Raises ValueError.
+    """
+    re = standard("re")
+    parts = re.match(r"\s*([\w.-]+)\s*(?:\[([^]]*)\])?(?:\s*@\s*\S+\s*|[^;]*)(?:;(.*))?$", text, re.ASCII)
+    if not parts:
+        raise ValueError(f"not a requirement: {text!r}")
+    if parts[3] and not _Marker(parts[3], extra).holds:
+        return []
+    name = normalized(parts[1])
+    return [
+        (name, ""),
+        *((name, normalized(wanted.strip())) for wanted in (parts[2] or "").split(",") if wanted.strip()),
+    ]
+
+
+class _Marker:
+    """An environment marker (PEP 508), evaluated as it is read: `holds` is the result."""
+
+    def __init__(self, text: str, extra: str) -> None:
+        re = standard("re")
+        self.extra = extra
+        self.text = text
+        self.tokens = re.findall(r"""\(|\)|"[^"]*"|'[^']*'|[<>=!~]=?=?|\w+|\S""", text)[::-1]
+        self.holds = self.either()
+        if self.tokens:
+            raise ValueError(f"not a marker: {text!r}")
+
+    def take(self, *words: str) -> str:
+        """Return the next token if it is one of the words, or any if none are given; else ""."""
+        return self.tokens.pop() if self.tokens and (not words or self.tokens[-1] in words) else ""
+
+    def either(self) -> bool:
+        holds = self.both()
+        while self.take("or"):
+            holds = self.both() or holds
+        return holds
+
+    def both(self) -> bool:
+        holds = self.one()
+        while self.take("and"):
+            holds = self.one() and holds
+        return holds
+
+    def one(self) -> bool:
+        if self.take("("):
+            holds = self.either()
+            if not self.take(")"):
+                raise ValueError(f"not a marker: {self.text!r}")
+            return holds
+        left, operator = self.take(), self.take()
+        if operator == "not":
+            operator += self.take("in")
+        right = self.take()
+        names = {left, right}
+        return _compare(self.value(left), operator, self.value(right), "extra" in names)
+
+    def value(self, token: str) -> str:
+        if token[:1] in ("'", '"'):
+            return token[1:-1]
+        if token == "extra":
+            return self.extra
+        version = sys.implementation.version
+        numbers = ".".join(map(str, sys.version_info[:3]))
+        system = os.uname() if hasattr(os, "uname") else standard("platform").uname()
+        level = {"final": "", "alpha": "a", "beta": "b", "candidate": "rc"}
+        serial = (
+            level[sys.version_info.releaselevel] and f"{level[sys.version_info.releaselevel]}{sys.version_info.serial}"
+        )
+        values = {
+            "os_name": os.name,
+            "sys_platform": sys.platform,
+            "platform_machine": system.machine,
+            "platform_python_implementation": {"cpython": "CPython", "pypy": "PyPy"}.get(sys.implementation.name, ""),
+            "platform_release": system.release,
+            "platform_system": getattr(system, "sysname", getattr(system, "system", "")),
+            "platform_version": system.version,
+            "python_version": "{}.{}".format(*sys.version_info),
+            "python_full_version": numbers + serial,
+            "implementation_name": sys.implementation.name,
+            "implementation_version": f"{version.major}.{version.minor}.{version.micro}",
+        }
+        if token not in values:
+            raise ValueError(f"not a marker: {self.text!r}")
+        return values[token]
+
+
+def _compare(left: str, operator: str, right: str, is_extra: bool) -> bool:
+    """Compare two values of a marker: as versions (PEP 440) if both are, else as text."""
+    if is_extra:
+        left, right = normalized(left), normalized(right)
+    if operator in ("in", "notin"):
+        return (left in right) == (operator == "in")
+    one, other = _version(left), _version(right.removesuffix(".*"))
+    if operator == "===" or one is None or other is None or is_extra:
+        if operator not in ("==", "===", "!=", "<", "<=", ">", ">="):
+            raise ValueError(f"not an operator: {operator!r}")
+        order = (left > right) - (left < right)
+    elif right.endswith(".*") or operator == "~=":
+        release = other[0] if right.endswith(".*") else other[0][:-1]
+        begins = (one[0] + (0,) * len(release))[: len(release)] == release
+        return begins != (operator == "!=") and (operator != "~=" or one >= other)
+    else:
+        width = max(len(one[0]), len(other[0]))
+        ours, theirs = ((v[0] + (0,) * (width - len(v[0])), v[1]) for v in (one, other))
+        order = (ours > theirs) - (ours < theirs)
+    return {
+        "==": order == 0,
+        "===": order == 0,
+        "!=": order != 0,
+        "<": order < 0,
+        "<=": order <= 0,
+        ">": order > 0,
+        ">=": order >= 0,
+    }[operator]
+
+
+def _version(text: str) -> "tuple[tuple[int, ...], tuple[str, int]] | None":
+    """Return a version's release, and where it stands before or after that; None if it is no version."""
+    parts = standard("re").match(r"v?(\d+(?:\.\d+)*)[._-]?(dev|a|b|rc|post)?\.?(\d*)\+?$", text)
+    if not parts:
+        return None
+    stage = parts[2] or "s"  # dev would sort after b: a space before it
+    return tuple(map(int, parts[1].split("."))), (
+        " dev" if stage == "dev" else "t" if stage == "post" else stage,
+        int(parts[3] or 0),
+    )
+
+
 # ---- libraries -> statsd lines -> datagrams -> socket --------------------------
 
 DATAGRAM = 1232  # bytes; the smallest IPv6 path, 1280, less the headers of IPv6 and UDP
@@ -557,8 +720,9 @@ def datagrams(lines: "Iterable[bytes]") -> list[bytes]:
 def addresses(host: str, port: int) -> "list[tuple[int, Any]]":
     """Return (family, address) for the host, IPv4 first, after PATIENCE seconds at most.
 
-    Raises OSError. IPv4 first because statsd servers that listen on one family alone
-    listen on that, and nobody answers when UDP takes the other way to localhost.
+    Raises OSError, and TimeoutError if a name server keeps silent. IPv4 first because statsd
+    servers that listen on one family alone listen on that, and nobody answers when UDP takes
+    the other way to localhost.
     """
     # What lies beneath socket: it needs no other module, and is still itself in
     # programs where gevent, PySocks or pytest-socket have replaced parts of socket.
@@ -575,6 +739,13 @@ def addresses(host: str, port: int) -> "list[tuple[int, Any]]":
         return look_up(socket.AI_NUMERICHOST)
     except OSError:
         pass  # a name
+    # A look-up can't be interrupted. So ask the name server by hand first: when it is silent, no
+    # thread lingers, of which os.fork() would warn. And 3.12 starts none at exit.
+    clock = standard("time").monotonic
+    start = clock()
+    silence = TimeoutError(f"the name server did not answer within {PATIENCE:g} s")
+    if not _name_server_answers(host):
+        raise silence
     results: list[Any] = []
     done = _thread.allocate_lock()
 
@@ -588,11 +759,10 @@ def addresses(host: str, port: int) -> "list[tuple[int, Any]]":
     done.acquire()
     try:
         _thread.start_new_thread(work, ())
-    except RuntimeError:  # 3.12 starts no thread at exit
-        if _name_server_answers(host):
-            work()
-    if not done.acquire(timeout=PATIENCE):
-        raise OSError(f"the name server did not answer within {PATIENCE:g} s")
+    except RuntimeError:
+        work()
+    if not done.acquire(timeout=max(0.0, start + PATIENCE - clock())):
+        raise silence
     if isinstance(results[0], Exception):
         raise results[0]
     return results[0]  # type: ignore[no-any-return]
@@ -600,7 +770,6 @@ def addresses(host: str, port: int) -> "list[tuple[int, Any]]":
 
 def _name_server_answers(host: str) -> bool:
     """Tell whether a look-up will not hang, by asking the first name server by hand (RFC 1035)."""
-    socket = standard("_socket")
     if host.encode() in _read("/etc/hosts").split():
         return True
     lines = [line.split() for line in _read("/etc/resolv.conf").splitlines()]
@@ -609,21 +778,29 @@ def _name_server_answers(host: str) -> bool:
         return True  # not a system that is set up so
     labels = b"".join(bytes([len(label)]) + label for label in host.encode().rstrip(b".").split(b"."))
     query = os.urandom(2) + b"\1\0\0\1\0\0\0\0\0\0" + labels + b"\0\0\1\0\1"
+    socket = standard("_socket")
     numeric = socket.AI_NUMERICHOST
-    family, _, _, _, address = socket.getaddrinfo(servers[0], NAME_SERVER_PORT, 0, socket.SOCK_DGRAM, 0, numeric)[0]
-    probe = socket.socket(family, socket.SOCK_DGRAM)
     try:
-        probe.settimeout(PATIENCE)
-        probe.connect(address)
-        probe.send(query)
-        probe.recv(1)
+        family, _, _, _, address = socket.getaddrinfo(servers[0], NAME_SERVER_PORT, 0, socket.SOCK_DGRAM, 0, numeric)[0]
+        probe(family, address, query, PATIENCE)
     except TimeoutError:
         return False
     except OSError:
         pass  # refused at once, as the look-up will be
-    finally:
-        probe.close()
     return True
+
+
+def probe(family: int, address: "Any", query: bytes, patience: float) -> None:
+    """Send a datagram, and wait for an answer. Raises TimeoutError, or OSError if it is refused."""
+    socket = standard("_socket")
+    prober = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        prober.settimeout(patience)
+        prober.connect(address)
+        prober.send(query)
+        prober.recv(1)
+    finally:
+        prober.close()
 
 
 def send(packets: list[bytes], host: str, port: int) -> None:
@@ -661,22 +838,32 @@ class Reporter:
         self.lock = _thread.allocate_lock()
         self.baseline: dict[str, str] = {}
         self.baseline_libraries: set[str] | None = set()
+        self.in_shell = False
         self.seen: dict[str, str] = {}
         self.used: set[str] = set()
         self.sent: set[str] = set()
         self.drawn: bool | None = None
+        self.silent_until = 0.0  # when a name server that kept silent may be asked again
+        self.last: tuple[int, object] = (0, None)
 
     def take_baseline(self) -> None:
         """Start over: what is loaded now is the baseline. What was sent stays sent."""
         self.baseline = executed_files(dict(sys.modules))
         self.baseline_libraries = None  # looked up when something is compared with it
+        self.in_shell = ipython_shell() is not None
         self.seen, self.used = {}, set()
+        self.last = self.newest()
+
+    def newest(self) -> tuple[int, object]:
+        """Return what changes when a module is loaded."""
+        return len(sys.modules), next(reversed(sys.modules), None)
 
     def after_fork(self) -> None:
         """Begin anew as the child: what the parent loaded is the parent's."""
         try:
             self.__init__()  # type: ignore[misc]
             self.take_baseline()
+            _report_at_worker_exit()
         except Exception as error:
             debug(f"no baseline after fork: {error!r}")
 
@@ -690,12 +877,14 @@ class Reporter:
         if new:
             if self.baseline_libraries is None:
                 found, self.baseline_libraries = libraries(new, self.baseline)
+                if self.in_shell:  # what it loads later, for a traceback or a completion, is the shell's own
+                    self.baseline_libraries |= required(["ipython", "ipykernel"])
             else:
                 (found,) = libraries(new)
             self.used |= found - self.baseline_libraries
             self.seen.update(new)
 
-    def report(self) -> list[str]:
+    def report(self, last_chance: bool = False) -> list[str]:
         """Send what was used and not sent yet, and return it. Raises OSError or ValueError."""
         if os.environ.get("DO_NOT_TRACK", "0") != "0":
             debug("nothing sent: DO_NOT_TRACK is set")
@@ -715,11 +904,25 @@ class Reporter:
         if not names:
             debug("nothing sent: no library was used" + (" since the last report" if self.sent else ""))
             return []
-        send(datagrams(lines), host, port)
+        clock = standard("time").monotonic
+        if clock() < self.silent_until and not last_chance:
+            raise OSError("the name server did not answer a while ago")
+        try:
+            send(datagrams(lines), host, port)
+        except TimeoutError:
+            self.silent_until = clock() + 600
+            raise
         self.sent.update(names)
         for line in lines if debugging() else ():
             debug(f"sent {line.decode()} to {host}:{port}")
         return names
+
+
+def ipython_shell() -> "Any":
+    """Return the IPython shell that this process runs, None if it runs none; imports nothing."""
+    module = sys.modules.get("IPython.core.interactiveshell")
+    shell = _module_namespace(module).get("InteractiveShell") if type(module) is type(sys) else None
+    return shell.instance() if shell is not None and shell.initialized() else None
 
 
 _reporter = Reporter()
@@ -727,7 +930,7 @@ _is_set_up = False
 
 
 def setup_reporter() -> None:
-    """Take the baseline, and report at exit what is used beyond it.
+    """Take the baseline; report at exit, and in IPython after each cell, what is used beyond it.
 
     What is loaded by now never counts. A later call moves the baseline. Never
     raises, prints nothing, and takes less than a millisecond.
@@ -739,7 +942,11 @@ def setup_reporter() -> None:
             atexit.register(_report_at_exit)
             if hasattr(os, "register_at_fork"):
                 os.register_at_fork(after_in_child=_reporter.after_fork)
+            _report_at_worker_exit()
             _is_set_up = True
+        shell = ipython_shell()
+        if shell is not None and _report_after_cell not in shell.events.callbacks["post_execute"]:
+            shell.events.register("post_execute", _report_after_cell)
     except Exception as error:
         debug(f"not set up: {error!r}")
 
@@ -760,10 +967,14 @@ def report() -> list[str]:
     by a process. Never raises: what went wrong is told by PYTHON_POPCONTEST_DEBUG,
     and what could not be sent is tried again the next time.
     """
+    return _report()
+
+
+def _report(last_chance: bool = False) -> list[str]:
     if not _reporter.lock.acquire(timeout=PATIENCE):
         return []  # another thread is at it
     try:
-        return _reporter.report()
+        return _reporter.report(last_chance)
     except Exception as error:
         debug(f"nothing sent: {error if isinstance(error, (OSError, ValueError)) else repr(error)}")
         return []
@@ -773,8 +984,29 @@ def report() -> list[str]:
 
 def _report_at_exit() -> None:
     try:
-        report()
+        _report(last_chance=True)
     except BaseException:  # Ctrl-C, say: the process is ending already
+        debug("stopped")
+
+
+def _report_at_worker_exit() -> None:
+    """Report at the end of a multiprocessing worker, which leaves by os._exit(), but runs its finalizers before.
+
+    They are to be made after a fork: a worker begins by dropping those of its parent.
+    """
+    util = sys.modules.get("multiprocessing.util")
+    if util:
+        util.register_after_fork(_reporter, lambda _: util.Finalize(None, _report_at_exit, exitpriority=-100))
+
+
+def _report_after_cell() -> None:
+    """Report what a cell has loaded: a kernel that gets killed does not run _report_at_exit()."""
+    try:
+        newest = _reporter.newest()
+        if newest != _reporter.last:
+            _reporter.last = newest
+            _report()
+    except BaseException:  # IPython would show it, Ctrl-C too
         debug("stopped")
 
 
@@ -950,21 +1182,14 @@ def _check_server() -> "Iterator[tuple[str, str, str]]":
         yield "error", "server", f"{host} leads to no address: {error}"
         return
     where = f"{host} is {address[0]}, " if host != address[0] else ""
-    socket = standard("_socket")
-    probe = socket.socket(family, socket.SOCK_DGRAM)
     try:
-        probe.settimeout(0.5)
-        probe.connect(address)
-        probe.send(b"")
-        probe.recv(1)
+        probe(family, address, b"", 0.5)
     except TimeoutError:
         yield "ok", "server", f"{where}port {port} does not refuse (more can't be known of UDP)"
     except ConnectionRefusedError:
         yield "error", "server", f"{where}nothing listens on UDP port {port} there"
     except OSError as error:
         yield "error", "server", f"{where}not reached: {error}"
-    finally:
-        probe.close()
 
 
 def _check_libraries() -> "Iterator[tuple[str, str, str]]":

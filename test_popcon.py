@@ -976,12 +976,82 @@ class TestSilence(Case):
                 0,
                 set(),
             ),
+            ("no memory for a thread", "import _thread; _thread.start_new_thread = None", [], 0, everything),
+            ("optimised", "", ["-OO"], 0, everything),
+            ("a random module is gone", "import sys; sys.modules['random'] = sys.modules['re'] = None", [], 0, None),
+            (
+                "a daemon thread that imports all the while",
+                """
+import sys, threading, types
+def change():
+    number = 0
+    while True:
+        number += 1
+        sys.modules[f"m{number % 999}"] = types.ModuleType("m")
+        sys.modules.pop(f"m{(number + 500) % 999}", None)
+threading.Thread(target=change, daemon=True).start()
+""",
+                [],
+                0,
+                everything,
+            ),
+            (
+                "Ctrl-C during the report",
+                """
+import signal, sys
+sys.addaudithook(lambda event, arguments: event == "os.listdir" and signal.raise_signal(signal.SIGINT))
+""",
+                [],
+                0,
+                set(),
+            ),
+            (
+                "a signal during the report",
+                """
+import signal, sys
+signal.signal(signal.SIGALRM, lambda *ignored: None)
+sys.addaudithook(lambda event, arguments: event == "os.listdir" and signal.raise_signal(signal.SIGALRM))
+""",
+                [],
+                0,
+                everything,
+            ),
+            ("an excepthook that fails", "import sys; sys.excepthook = sys.unraisablehook = 5", [], 0, everything),
+            ("a stream that is none", "import sys; sys.stderr = 5", [], 120, everything),
+            (
+                "a trace function",
+                "import sys; sys.settrace(lambda *a: 1 / 0 if a[1] == 'x' else None)",
+                [],
+                0,
+                everything,
+            ),
+            ("a working folder of modules", "import os; os.chdir('/')", [], 0, everything),
+            ("the clock is gone", "import time; del time.monotonic", [], 0, set()),
+            (
+                "an audit hook that forbids sockets",
+                "import sys\ndef no(e, a):\n if e.startswith('socket'): raise RuntimeError(e)\nsys.addaudithook(no)",
+                [],
+                0,
+                set(),
+            ),
         ]:
             with self.subTest(what=what):
                 names, result = self.sent("import alpha\n" + code, *flags)
-                self.assertEqual((result.returncode, result.stdout, result.stderr), (status, "", ""))
+                without = self.run_python("import alpha\n" + code, *flags)
+                self.assertEqual((result.returncode, result.stdout, result.stderr), (without.returncode, "", ""))
+                self.assertEqual(without.returncode, status)
                 if expected is not None:
                     self.assertEqual(names, expected)
+
+    def test_isolated_and_without_site(self) -> None:
+        self.install("alpha", "alpha.py")
+        code = f"import sys; sys.path[:0] = {[str(self.site), str(HERE)]!r}; import popcon; popcon.setup_reporter(); import alpha"
+        for flags in (["-I"], ["-S"], ["-E"], ["-I", "-S", "-W", "error", "-X", "dev", "-bb"]):
+            with self.subTest(flags=flags), Server() as server:
+                # -I and -E keep Python from its own variables, not ours from us.
+                result = self.run_python(code, *flags, **server.settings)
+                self.assertEqual((result.returncode, result.stdout, result.stderr), (0, "", ""))
+                self.assertEqual(server.received(), [b"python_popcon.library_used.alpha:1|c"])
 
     def test_a_traceback_stays_as_it_is(self) -> None:
         self.install("alpha", "alpha.py")
@@ -1215,6 +1285,391 @@ SESSIONS: list[tuple[list[str], list[str]]] = [
     (["six", "numpy"], ["dateutil.rrule", "numpy.fft", "numba"]),
     ([], ["ipykernel", "jupyter_client", "jupyterlab", "notebook"]),
 ]
+
+
+# Drives a real kernel: cells come as JSON on stdin, one list for each kernel; what each printed goes out.
+KERNEL = """
+import json, os, signal, sys, time
+from jupyter_client.manager import start_new_kernel
+
+job = json.load(sys.stdin)
+manager, client = start_new_kernel(kernel_name="python3", startup_timeout=60)
+out = []
+
+def listen(id):
+    text = ""
+    while True:
+        message = client.get_iopub_msg(timeout=60)
+        if message["parent_header"].get("msg_id") != id:
+            continue
+        kind, content = message["msg_type"], message["content"]
+        if kind == "stream":
+            text += content["text"]
+        elif kind == "error":
+            text += "".join(content["traceback"])
+        elif kind == "status" and content["execution_state"] == "idle":
+            return text
+
+for cell in job["cells"]:
+    if cell.startswith("COMPLETE "):
+        reply = client.complete(cell[9:], reply=True, timeout=60)
+        out.append(" ".join(reply["content"]["matches"]))
+    elif cell.endswith("?"):
+        reply = client.inspect(cell[:-1], reply=True, timeout=60)
+        out.append(str(reply["content"]["found"]))
+        out.append(listen(client.execute(cell)))
+    else:
+        out.append(listen(client.execute(cell)))
+start = time.monotonic()
+if job["end"] == "kill":
+    client.execute("while True: pass")
+    time.sleep(0.3)
+    manager.shutdown_kernel(now=True)
+elif job["end"] == "restart":
+    client.execute("while True: pass")
+    time.sleep(0.3)
+    manager.restart_kernel(now=True)
+    client.wait_for_ready(timeout=60)
+    manager.shutdown_kernel()
+else:
+    manager.shutdown_kernel()
+print(json.dumps({"out": out, "end": time.monotonic() - start}))
+"""
+
+
+@unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, the python of an environment with ipykernel and pandas")
+class TestShells(Case):
+    def setUp(self) -> None:
+        super().setUp()
+        (startup,) = (block for block in readme_blocks("python") if "ImportError" in block)
+        self.startup = self.folder / "ipython" / "profile_default" / "startup"
+        self.write(self.startup, {"000-popcon.py": startup})
+        self.server = self.enterContext_(Server())
+
+    def environ(self, **settings: str) -> dict[str, str]:
+        folders = {"IPYTHONDIR": str(self.folder / "ipython"), "JUPYTER_RUNTIME_DIR": str(self.folder)}
+        own = {"PYTHONPATH": os.pathsep.join([str(HERE), str(self.site)]), "HOME": str(self.own)}
+        return clean_environ(**self.server.settings | folders | own | settings)
+
+    def kernel(self, *cells: str, end: str = "shutdown", **settings: str) -> tuple[list[str], float]:
+        """What each cell of a real kernel printed, and how long the kernel took to end, in seconds."""
+        result = subprocess.run(
+            [LARGE, "-W", "ignore", "-c", KERNEL],
+            input=json.dumps({"cells": cells, "end": end}),
+            env=self.environ(**settings),
+            cwd=self.own,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        self.assertEqual(result.returncode, 0, result.stderr[-2000:])
+        answer = json.loads(result.stdout.splitlines()[-1])
+        return answer["out"], answer["end"]
+
+    def received(self, wait: float = 0.5) -> list[str]:
+        lines = [line for datagram in self.server.received(wait) for line in datagram.decode().split("\n")]
+        return sorted(line[len("python_popcon.library_used.") : -len(":1|c")] for line in lines)
+
+    def test_a_session_that_uses_no_library_sends_nothing(self) -> None:
+        out, _ = self.kernel(
+            "1+1",
+            "print('hi')",
+            "1/0",
+            "len?",
+            "COMPLETE import o",
+            "COMPLETE pri",
+            "%timeit -n1 -r1 1",
+            "%pwd",
+            "%who",
+        )
+        self.assertEqual(out[1], "hi\n")
+        self.assertIn("ZeroDivisionError", out[2])
+        self.assertNotIn("popcon", "".join(out))
+        self.assertIn("print", out[6])
+        self.assertEqual(self.received(), [])
+
+    def test_what_is_imported_in_cells_counts_once(self) -> None:
+        cells = [
+            "import pandas",
+            "import yaml",
+            "1/0",
+            "import pandas, yaml",
+            "%reset -f",
+            "import popcon; popcon.setup_reporter()",
+        ]
+        out, _ = self.kernel(*cells, "import bs4; print(popcon.report())")
+        self.assertIn("'beautifulsoup4'", out[-1])
+        received = self.received()
+        self.assertEqual(len(received), len(set(received)))
+        self.assertLessEqual({"pandas", "numpy", "pyyaml", "beautifulsoup4"}, set(received))
+        self.assertFalse(set(received) & {"ipython", "ipykernel", "executing", "stack-data", "jedi", "parso", "six"})
+
+    def test_a_kernel_that_is_killed_loses_nothing_of_an_earlier_cell(self) -> None:
+        for end in ("kill", "restart"):
+            with self.subTest(end=end):
+                self.kernel("import yaml", end=end)
+                self.assertEqual(self.received(), ["pyyaml"])
+
+    def test_what_a_library_of_the_baseline_merely_requires_still_counts(self) -> None:
+        self.install(
+            "helper", "helper.py", more={"METADATA": "Metadata-Version: 2.1\nName: helper\nRequires-Dist: pyyaml\n"}
+        )
+        self.write(self.startup, {"000-a.py": "import helper"})
+        self.kernel("import yaml, helper")
+        self.assertEqual(self.received(), ["pyyaml"])
+
+    def test_the_hook_survives_a_reset_is_there_once_and_shows_nowhere(self) -> None:
+        check = """
+            import popcon
+            popcon.setup_reporter(); popcon.setup_reporter()
+            print(get_ipython().events.callbacks["post_execute"].count(popcon._report_after_cell))
+            """
+        fails = "import popcon, sys; popcon.Reporter.newest = lambda self: sys.exit(3)"
+        out, _ = self.kernel("%reset -f", textwrap.dedent(check), "import yaml", fails, "1", "print(2)")
+        self.assertEqual(out[1:], ["1\n", "", "", "", "2\n"])
+        self.assertEqual(self.received(), ["pyyaml"])
+
+    def test_a_silent_name_server_is_not_felt_in_a_kernel(self) -> None:
+        with Server() as name_server:
+            silent = f"""
+                import popcon
+                popcon.NAME_SERVER_PORT = {name_server.port}
+                read = popcon._read
+                popcon._read = lambda path, *size: {{"/etc/resolv.conf": b"nameserver 127.0.0.1\\n", "/etc/hosts": b""}}.get(path) or read(path, *size)
+                """
+            self.write(self.startup, {"001-silent.py": textwrap.dedent(silent)})
+            timed = "import time; start = time.monotonic()"
+            out, end = self.kernel(
+                timed,
+                "import yaml",
+                "print(time.monotonic() - start < 5)",
+                "import bs4",
+                end="shutdown",
+                PYTHON_POPCONTEST_STATSD_HOST="statsd.example",
+            )
+            self.assertEqual((out, len(name_server.received(0.5))), (["", "", "True\n", ""], 2))  # one cell, one exit
+            self.assertLess(end, 4)
+
+    def test_terminal_ipython_works_the_same(self) -> None:
+        code = """
+            import os, pexpect, sys
+            shell = pexpect.spawn(sys.executable, ["-m", "IPython", "--simple-prompt", "--no-banner"], encoding="utf-8", timeout=60)
+            for line in ("1/0", "import yaml", "print(6 * 7)"):
+                shell.expect(r"In \\[\\d+\\]: ")
+                shell.sendline(line)
+            shell.expect("42")
+            shell.expect(r"In \\[\\d+\\]: ")
+            shell.kill(9)
+            """
+        subprocess.run([LARGE, "-c", textwrap.dedent(code)], env=self.environ(), cwd=self.own, check=True, timeout=120)
+        self.assertEqual(self.received(), ["pyyaml"])
+
+
+@unittest.skipUnless(hasattr(os, "fork"), "needs os.fork")
+class TestForks(Case):
+    def setUp(self) -> None:
+        super().setUp()
+        for name in ("alpha", "beta"):
+            self.install(name, f"{name}.py")
+
+    def counts(self, code: str, python: str = sys.executable, **settings: str) -> dict[str, int]:
+        """How often each library was sent by a program and all that it starts."""
+        with Server() as server:
+            self.write(self.own, {"program.py": textwrap.dedent(code)})
+            path = os.pathsep.join([str(self.site), str(HERE)])
+            result = subprocess.run(
+                [python, "-W", "error::DeprecationWarning:__main__", "program.py"],
+                env=clean_environ(**server.settings | {"PYTHONPATH": path} | settings),
+                cwd=self.own,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+            lines = [line for datagram in server.received(0.2) for line in datagram.decode().split("\n")]
+        names = [line[len("python_popcon.library_used.") : -len(":1|c")] for line in lines]
+        return {name: names.count(name) for name in names}
+
+    def test_what_the_parent_loaded_is_the_parents(self) -> None:
+        code = """
+            import popcon; popcon.setup_reporter()
+            import alpha, os, sys
+            children = [os.fork() or sys.exit(0) for _ in range(3)]
+            for child in children:
+                os.waitpid(child, 0)
+            """
+        self.assertEqual(self.counts(code), {"alpha": 1})
+
+    WORKER = """
+        import sys
+        if {reporting}:
+            import popcon; popcon.setup_reporter()
+        import alpha
+
+        def work(number):
+            import beta
+            {work}
+
+        if __name__ == "__main__":
+            import multiprocessing, concurrent.futures
+            context = multiprocessing.get_context("{method}")
+            {run}
+        """
+
+    def worker_counts(self, method: str, run: str, work: str = "pass", reporting: str = "True") -> dict[str, int]:
+        run = textwrap.indent(textwrap.dedent(run), " " * 12).strip()
+        return self.counts(self.WORKER.format(method=method, run=run, work=work, reporting=reporting))
+
+    def test_workers_of_multiprocessing_report_what_they_imported_themselves(self) -> None:
+        process = """
+            workers = [context.Process(target=work, args=(n,)) for n in range(3)]
+            for worker in workers: worker.start()
+            for worker in workers: worker.join()
+            """
+        pool = "pool = context.Pool(1); pool.map(work, range(3)); pool.close(); pool.join()"
+        executor = """
+            with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+                list(pool.map(work, range(3)))
+            """
+        for method, run, expected in [
+            ("fork", process, {"alpha": 1, "beta": 3}),
+            ("fork", pool, {"alpha": 1, "beta": 1}),
+            ("fork", executor, {"alpha": 1, "beta": 1}),
+            # These import the program anew, the set-up in it too: each worker loads alpha by itself.
+            ("spawn", process, {"alpha": 4, "beta": 3}),
+            ("spawn", executor, {"alpha": 2, "beta": 1}),
+            ("forkserver", process, {"alpha": 4, "beta": 3}),
+        ]:
+            with self.subTest(method=method, run=run):
+                self.assertEqual(self.worker_counts(method, run), expected)
+
+    def test_the_workers_of_a_pool_that_is_terminated_can_send_early(self) -> None:
+        run = """
+            with context.Pool(1) as pool:
+                pool.map(work, range(3))
+            """
+        self.assertEqual(self.worker_counts("fork", run, "popcon.report()"), {"alpha": 1, "beta": 1})
+
+    @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, the python of an environment with joblib and gunicorn")
+    def test_workers_of_loky_report_if_the_reporter_is_set_up_in_them(self) -> None:
+        code = """
+            import popcon; popcon.setup_reporter()
+            from joblib import Parallel, delayed
+
+            def work(number):
+                {}
+                import beta
+
+            if __name__ == "__main__":
+                Parallel(n_jobs=2)(delayed(work)(n) for n in range(4))
+                from joblib.externals.loky import get_reusable_executor
+                get_reusable_executor().shutdown()
+            """
+        self.assertNotIn("beta", self.counts(code.format("pass"), LARGE))
+        counted = self.counts(code.format("import popcon; popcon._is_set_up or popcon.setup_reporter()"), LARGE)
+        self.assertIn(counted["beta"], (1, 2))
+
+    @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, the python of an environment with joblib and gunicorn")
+    def test_workers_of_gunicorn_with_a_preloaded_app_count_what_they_load_themselves(self) -> None:
+        app = """
+            import popcon; popcon.setup_reporter()
+            import alpha
+
+            def app(environ, start_response):
+                import beta
+                start_response("200 OK", [])
+                return [b"hello"]
+            """
+        self.write(self.own, {"application.py": textwrap.dedent(app)})
+        with socket.create_server(("127.0.0.1", 0)) as tcp:
+            port = tcp.getsockname()[1]
+        with Server() as server:
+            path = os.pathsep.join([str(self.site), str(HERE)])
+            process = subprocess.Popen(
+                [LARGE, "-m", "gunicorn", "--preload", "--workers=2", f"--bind=127.0.0.1:{port}", "application:app"],
+                env=clean_environ(**server.settings | {"PYTHONPATH": path}),
+                cwd=self.own,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            try:
+                for _ in range(100):
+                    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5):
+                        break
+                    time.sleep(0.1)
+            finally:
+                process.terminate()
+                process.wait(30)
+            lines = [line for datagram in server.received(0.5) for line in datagram.decode().split("\n")]
+        self.assertEqual(lines.count("python_popcon.library_used.alpha:1|c"), 1)
+        self.assertEqual(lines.count("python_popcon.library_used.beta:1|c"), 1)  # one worker had the request
+
+
+class TestRequirements(unittest.TestCase):
+    def test_markers_extras_and_versions(self) -> None:
+        for text, extra, expected in [
+            ("a", "", ["a"]),
+            ("A.b[x, Y_z]>=1,<2 ; python_version >= '3.8'", "", ["a-b", "a-b+x", "a-b+y-z"]),
+            ("a (>=1)", "", ["a"]),
+            ("a @ https://x.example/a.whl ; extra == 'test'", "", []),
+            ("a; extra == 'Dev_Test'", "dev-test", ["a"]),
+            ("a; extra != 'x'", "", ["a"]),
+            ("a; python_version < '3.9' and python_version > '3.9' or os_name == '" + os.name + "'", "", ["a"]),
+            ("a; python_version < '3.9' and (python_version > '3.9' or os_name == '" + os.name + "')", "", []),
+            ("a; python_version < '3.10'", "", []),
+            ("a; python_version == '3.*'", "", ["a"]),
+            ("a; python_version != '3.*'", "", []),
+            ("a; python_version ~= '3.6'", "", ["a"]),
+            ("a; python_version ~= '2.6'", "", []),
+            ("a; python_full_version >= '3.9.0rc1'", "", ["a"]),
+            ("a; python_version in '2.7 3.1'", "", []),
+            ("a; sys_platform not in 'nothing'", "", ["a"]),
+            ("a; platform_system == 'None' or implementation_name == '" + sys.implementation.name + "'", "", ["a"]),
+        ]:
+            with self.subTest(text=text):
+                found = [name + ("+" + extra if extra else "") for name, extra in popcon.requirement(text, extra)]
+                self.assertEqual(found, expected)
+        for text in (
+            "",
+            "[x]",
+            "a; nonsense",
+            "a; (os_name == 'x'",
+            "a; os_name 'x'",
+            "a; os_name == 'x')",
+            "a; os_name = 'x'",
+        ):
+            with self.subTest(text=text), self.assertRaises(ValueError):
+                popcon.requirement(text)
+
+    def test_versions_order_as_pep_440_says(self) -> None:
+        ordered = ["1.dev1", "1a1", "1b2", "1rc1", "1", "1.post1", "1.0.1", "1.2", "1.10"]
+        for index, left in enumerate(ordered):
+            for other, right in enumerate(ordered):
+                with self.subTest(left=left, right=right):
+                    self.assertEqual(popcon._compare(left, "<", right, False), index < other)
+                    self.assertEqual(popcon._compare(left, ">=", right, False), index >= other)
+
+    @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, the python of an environment of several hundred libraries")
+    def test_agrees_with_the_packaging_library_on_every_requirement_of_a_large_environment(self) -> None:
+        code = """
+            import popcon
+            from importlib.metadata import distributions
+            from packaging.requirements import Requirement
+            from packaging.utils import canonicalize_name
+            texts = {text for library in distributions() for text in library.requires or ()}
+            for text in texts:
+                for extra in ("", "test", "dev-test", "all"):
+                    theirs = Requirement(text)
+                    name = canonicalize_name(theirs.name)
+                    expected = {(name, ""), *((name, canonicalize_name(extra)) for extra in theirs.extras)}
+                    if theirs.marker and not theirs.marker.evaluate({"extra": extra}):
+                        expected = set()
+                    assert set(popcon.requirement(text, extra)) == expected, (text, extra)
+            print(len(texts))
+            """
+        out = subprocess.check_output([LARGE, "-c", textwrap.dedent(code)], env=clean_environ(), text=True, timeout=120)
+        self.assertGreater(int(out), 1000)
 
 
 class TestRealThings(Case):
