@@ -1672,6 +1672,53 @@ class TestRequirements(unittest.TestCase):
         self.assertGreater(int(out), 1000)
 
 
+# Whatever stands in the metadata: nothing is raised, good distributions count, a line is a line.
+FUZZ = r"""
+import os, re, shutil, sys, tempfile
+import popcon
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+parts = st.sampled_from([b"a/b.py", b",", b"\n", b"\r\n", b'"', b"Name:", b" ", b"x", b":1|c", b"\0", b"..", b"/", b"\xff",
+                         b"a", b"top", b"Requires-Dist:", b"; extra == 'x'", b"(", b"[", b"]", b"good.py", b"\xc3\xa9"])
+rubbish = st.one_of(st.binary(max_size=60), st.lists(parts, max_size=20).map(b"".join))
+names = st.sampled_from(["RECORD", "METADATA", "PKG-INFO", "top_level.txt", "direct_url.json"])
+folders = st.sampled_from(["a-1.dist-info", "A.egg-info", "b.dist-info", ".dist-info", "-.dist-info", "top.egg-info"])
+base = os.path.realpath(tempfile.mkdtemp())
+site = os.path.join(base, "site-packages")
+sys.path.append(site)
+
+@settings(max_examples=400, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(st.dictionaries(st.tuples(folders, names), rubbish, max_size=8))
+def metadata(files):
+    shutil.rmtree(site, ignore_errors=True)
+    good = {("good-1.dist-info", "RECORD"): b"good.py,,\n", ("good-1.dist-info", "METADATA"): b"Name: good\n"}
+    for (folder, name), content in {**files, **good}.items():
+        os.makedirs(os.path.join(site, folder), exist_ok=True)
+        with open(os.path.join(site, folder, name), "wb") as file:
+            file.write(content)
+    (found,) = popcon.libraries({os.path.join(site, path): path[:-3].replace("/", ".") for path in ("good.py", "a/b.py", "top.py")})
+    assert "good" in found
+    for name in found | {"good"}:
+        assert re.fullmatch(rb"p\.[a-z0-9]+(-[a-z0-9]+)*:1\|c", popcon.statsd_line(name, "p")), name
+    popcon.required(["a", "top", "b", "good"])
+
+@settings(max_examples=2000, deadline=None, database=None)
+@given(rubbish)
+def requirement(text):
+    try:
+        popcon.requirement(text.decode("utf-8", "replace"), "x")
+    except ValueError:
+        pass
+
+try:
+    metadata()
+    requirement()
+finally:
+    shutil.rmtree(base)
+print("ok")
+"""
+
+
 class TestRealThings(Case):
     @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, the python of an environment of several hundred libraries")
     def test_agrees_with_a_plain_reading_of_all_metadata_in_a_large_environment(self) -> None:
@@ -1748,6 +1795,7 @@ class TestRealThings(Case):
                 f"--statsd.mapping-config={self.folder / 'mapping.yaml'}",
                 f"--statsd.listen-udp=127.0.0.1:{settings['PYTHON_POPCONTEST_STATSD_PORT']}",
                 "--statsd.listen-tcp=",
+                "--statsd.read-buffer=4194304",
                 f"--web.listen-address=127.0.0.1:{port}",
             ],
             stderr=subprocess.DEVNULL,
@@ -1806,9 +1854,9 @@ class TestRealThings(Case):
         self.assertLessEqual({"pandas", "numpy", "scikit-learn", "scipy", "pyyaml", "joblib"}, set(out.stdout.split()))
         self.assertEqual(counted, {f'python_popcon_library_used{{library="{name}"}}': 1 for name in out.stdout.split()})
 
-    @unittest.skipUnless(STATSD, "needs POPCON_TEST_STATSD, the path of the reference server's stats.js")
-    def test_the_reference_statsd_server_scales_the_sample_back(self) -> None:
-        self.install("alpha", "alpha.py")
+    @contextlib.contextmanager
+    def reference_server(self) -> Iterator[tuple[dict[str, Any], Any]]:
+        """The reference statsd server: the settings for it, and a function that gives its counters."""
         with Server() as server, socket.create_server(("127.0.0.1", 0)) as tcp:
             settings, port = server.settings, tcp.getsockname()[1]
         config = {
@@ -1820,28 +1868,100 @@ class TestRealThings(Case):
             "flushInterval": 60000,
         }
         (self.folder / "config.js").write_text(json.dumps(config))
-        process = subprocess.Popen(
-            ["node", STATSD, str(self.folder / "config.js")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            code = "import popcon; r = popcon.Reporter(); r.drawn = True; import alpha; r.report()"
+        # It has no setting for its receive buffer; on its own machine sysctl net.core.rmem_default is for that.
+        buffer = """
+            const dgram = require("dgram"), create = dgram.createSocket;
+            dgram.createSocket = (type, callback) => create({type, recvBufferSize: 4194304}, callback);
+            """
+        (self.folder / "buffer.js").write_text(buffer)
+        command = ["node", "-r", str(self.folder / "buffer.js"), STATSD, str(self.folder / "config.js")]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+        def counters() -> dict[str, int]:
             answer = ""
-            for _ in range(100):
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
-                    break
-                time.sleep(0.1)
-            self.run_python(code, PYTHON_POPCONTEST_STATSD_SAMPLE_RATE="0.1", **settings)
-            self.run_python(code, **settings)
-            time.sleep(0.5)
             with socket.create_connection(("127.0.0.1", port), timeout=5) as management:
                 management.sendall(b"counters\n")
                 while "END" not in answer:
                     answer += management.recv(65536).decode()
-            self.assertIn("'python_popcon.library_used.alpha': 11", answer)
-            self.assertIn("'statsd.bad_lines_seen': 0", answer)
+            return {name: int(value) for name, value in re.findall(r"'?([\w.-]+)'?: (\d+)", answer)}
+
+        try:
+            for _ in range(100):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+                    break
+                time.sleep(0.1)
+            yield settings, counters
         finally:
             process.kill()
             process.wait()
+
+    @unittest.skipUnless(STATSD, "needs POPCON_TEST_STATSD, the path of the reference server's stats.js")
+    def test_the_reference_statsd_server_scales_the_sample_back(self) -> None:
+        self.install("alpha", "alpha.py")
+        code = "import popcon; r = popcon.Reporter(); r.drawn = True; import alpha; r.report()"
+        with self.reference_server() as (settings, counters):
+            self.run_python(code, PYTHON_POPCONTEST_STATSD_SAMPLE_RATE="0.1", **settings)
+            self.run_python(code, **settings)
+            time.sleep(0.5)
+            counted = counters()
+        self.assertEqual(counted["python_popcon.library_used.alpha"], 11)
+        self.assertEqual(counted["statsd.bad_lines_seen"], 0)
+
+    LOAD = """
+        import os, sys, time
+        import popcon; popcon.setup_reporter()
+        processes, libraries = 500, 50
+        gate, opener = os.pipe()
+        for _ in range(processes):
+            if not os.fork():
+                os.close(opener)
+                for number in range(libraries):
+                    __import__(f"library_{number}")
+                os.read(gate, 1)
+                sys.exit()
+        os.close(opener)
+        start = time.monotonic()
+        for _ in range(processes):
+            os.wait()
+        print(time.monotonic() - start)
+        """
+
+    def load(self, settings: dict[str, Any]) -> None:
+        """Let 500 processes that used 50 libraries each end at once."""
+        for number in range(50):
+            self.install(f"library-{number}", f"library_{number}.py")
+        result = self.run_python(self.LOAD, **settings)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        self.assertLess(float(result.stdout), 30)
+        time.sleep(1)
+
+    @unittest.skipUnless(EXPORTER, "needs POPCON_TEST_STATSD_EXPORTER, the path of statsd_exporter")
+    def test_nothing_is_lost_at_the_real_exporter_when_500_processes_end_at_once(self) -> None:
+        with self.exporter(readme_mappings()[0]) as (settings, metrics):
+            self.load(settings)
+            counted = {name: value for name, value in metrics().items() if name.startswith("python_popcon")}
+        self.assertEqual(
+            counted, {f'python_popcon_library_used{{library="library-{number}"}}': 500 for number in range(50)}
+        )
+
+    @unittest.skipUnless(STATSD, "needs POPCON_TEST_STATSD, the path of the reference server's stats.js")
+    def test_nothing_is_lost_at_the_reference_server_when_500_processes_end_at_once(self) -> None:
+        with self.reference_server() as (settings, counters):
+            self.load(settings)
+            counted = {name: value for name, value in counters().items() if name.startswith("python_popcon")}
+        self.assertEqual(counted, {f"python_popcon.library_used.library-{number}": 500 for number in range(50)})
+
+    @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, the python of an environment with hypothesis")
+    def test_no_metadata_raises_or_adds_a_line(self) -> None:
+        result = subprocess.run(
+            [LARGE, "-W", "ignore", "-c", FUZZ],
+            env=clean_environ(),
+            cwd=self.own,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        self.assertEqual((result.returncode, result.stdout), (0, "ok\n"), result.stderr[-3000:])
 
 
 def readme_blocks(language: str) -> list[str]:
