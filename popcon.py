@@ -424,10 +424,7 @@ def _read(path: str, limit: int = 1 << 24) -> bytes:
     except OSError:
         return b""
     try:
-        data = os.read(descriptor, min(limit, 1 << 16))
-        if len(data) == 1 << 16:  # a device has no size
-            data += os.read(descriptor, min(os.fstat(descriptor).st_size, limit))
-        return data
+        return os.read(descriptor, min(os.fstat(descriptor).st_size, limit))  # a device has no size
     except OSError:
         return b""
     finally:
@@ -485,7 +482,9 @@ def required(names: "Iterable[str]") -> set[str]:
         metadata = _read(f"{info}{os.sep}METADATA") or _read(f"{info}{os.sep}PKG-INFO") if info else b""
         for line in metadata.replace(b"\r", b"").partition(b"\n\n")[0].decode("utf-8", "replace").split("\n"):
             field, _, text = line.partition(":")
-            if field.lower() == "requires-dist":
+            # Most lines are for extras. What is no alternative needs no evaluation.
+            optional = "extra ==" in text and not extra and " or " not in text
+            if field.lower() == "requires-dist" and not optional:
                 try:
                     for pair in requirement(text, extra):
                         if pair not in queue:

@@ -1501,6 +1501,23 @@ class TestForks(Case):
             """
         self.assertEqual(self.counts(code), {"alpha": 1})
 
+    def test_no_fork_warning_is_caused(self) -> None:
+        with Server() as name_server:
+            code = f"""
+                import popcon, os, sys, warnings; popcon.setup_reporter()
+                warnings.simplefilter("error")
+                import alpha
+                popcon.NAME_SERVER_PORT = {name_server.port}
+                read = popcon._read
+                popcon._read = lambda path, *size: {{"/etc/resolv.conf": b"nameserver 127.0.0.1\n", "/etc/hosts": b""}}.get(path) or read(path, *size)
+                for host in ("localhost", "statsd.example"):
+                    os.environ["PYTHON_POPCONTEST_STATSD_HOST"] = host
+                    popcon.report()
+                    child = os.fork() or sys.exit(0)
+                    assert os.waitpid(child, 0)[1] == 0
+                """
+            self.counts(code)
+
     WORKER = """
         import sys
         if {reporting}:
