@@ -1509,7 +1509,7 @@ class TestForks(Case):
                 import alpha
                 popcon.NAME_SERVER_PORT = {name_server.port}
                 read = popcon._read
-                popcon._read = lambda path, *size: {{"/etc/resolv.conf": b"nameserver 127.0.0.1\n", "/etc/hosts": b""}}.get(path) or read(path, *size)
+                popcon._read = lambda path, *size: {{"/etc/resolv.conf": b"nameserver 127.0.0.1", "/etc/hosts": b""}}.get(path) or read(path, *size)
                 for host in ("localhost", "statsd.example"):
                     os.environ["PYTHON_POPCONTEST_STATSD_HOST"] = host
                     popcon.report()
