@@ -1248,6 +1248,181 @@ def _check_cost() -> "Iterator[tuple[str, str, str]]":
     yield "ok", "exit", f"{(clock() - start) * 1e3:.1f} ms for a process that used a library"
 
 
+# What the activation files say of themselves: by it install and uninstall know their own.
+MARK = "# popcon counts which installed libraries are used, and nothing about who uses them."
+REMOVE = "# `python -m popcon uninstall` removes this file, and what else was made with it:"
+MADE = "#     "
+
+STARTUP = """\
+try:
+    import popcon
+    popcon.setup_reporter()
+except Exception:  # popcon.py is gone, or half copied: nobody should notice
+    pass
+"""
+
+# In a .pth file only a line that begins with import is run.
+PTH = """import sys; exec("try: import popcon; popcon.setup_reporter()\\nexcept Exception: pass")\n"""
+
+
+def activation_files(version: "tuple[int, ...]" = sys.version_info[:2]) -> dict[str, str]:
+    """Map the paths of the activation files of this environment to what they run; the first is IPython's.
+
+    From Python 3.18 on, import lines in .pth files are ignored, and .start files
+    (PEP 829) are read instead; up to 3.17 such a file is not silent when popcon is gone.
+    """
+    site = standard("sysconfig").get_path("purelib")
+    everywhere = {"popcon.start": "popcon:setup_reporter\n"} if version >= (3, 18) else {"popcon.pth": PTH}
+    return {os.path.join(sys.prefix, "etc", "ipython", "startup", "000-popcon.py"): STARTUP} | {
+        os.path.join(site, name): text for name, text in everywhere.items()
+    }
+
+
+def made_by_install(path: str) -> "list[str] | None":
+    """Return the paths that an activation file lists as made with it, None if popcon did not write the file."""
+    lines = _read(path).decode("utf-8", "surrogateescape").splitlines()
+    if lines[:1] != [MARK]:
+        return None
+    return [line[len(MADE) :] for line in lines if line.startswith(MADE)]
+
+
+def install(
+    all_processes: bool = False, vendor: bool = False, version: "tuple[int, ...]" = sys.version_info[:2]
+) -> int:
+    """Let every IPython session of this environment report, or every process; print what is written.
+
+    Returns the exit status. Raises SystemExit with a sentence if it can't be done, and
+    leaves nothing half done.
+    """
+    files = activation_files(version)
+    startup = next(iter(files))
+    if not all_processes:
+        files = {startup: STARTUP}
+    for path in files:
+        if os.path.lexists(path) and made_by_install(path) is None:
+            raise SystemExit(f"popcon: {path} was not written by popcon, and is left as it is; nothing was changed")
+    here = os.path.abspath(__file__)
+    library = os.path.join(standard("sysconfig").get_path("purelib"), "popcon.py")
+    imported = imported_popcon()
+    new = [path for path in files if not os.path.exists(path)]
+    if imported and _read(imported) != _read(here):
+        raise SystemExit(
+            f"popcon: Python imports another popcon here, {imported}; nothing was changed. Install with that one"
+        )
+    if not imported and not vendor:
+        raise SystemExit(
+            f"popcon: Python does not import popcon from {os.path.dirname(here)} when it runs elsewhere; nothing was "
+            f"changed. Put popcon.py into {os.path.dirname(library)}, or let --vendor do it"
+        )
+    copy = not imported
+    if not new and not copy:
+        print(
+            "nothing to do: " + ", ".join(files) + " are there"
+            if len(files) > 1
+            else f"nothing to do: {startup} is there"
+        )
+        return 0
+    made: list[str] = []
+    kept = {path: _read(path) for path in files if path not in new}
+    try:
+        if copy:
+            write(library, _read(here), made)
+        source = library if copy else imported
+        compiled = standard("importlib.util").cache_from_source(source)
+        if not os.path.exists(compiled):
+            try:
+                folders(os.path.dirname(compiled), made)
+                standard("py_compile").compile(source, doraise=True)
+                made.append(compiled)
+            except OSError as error:
+                print(f"warning: every start will compile {source} anew: {error}")
+        for path in new:
+            write(path, b"", made)
+        # Each lists all that was made with any, so that one may get lost.
+        listed = [other for path in files for other in made_by_install(path) or ()] + made
+        listed = [other for other in dict.fromkeys(listed) if other not in files]
+        for path, text in files.items():
+            lines = [MARK, REMOVE, *(MADE + other for other in listed), text]
+            with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+                file.write("\n".join(lines))
+    except OSError as error:
+        for path, content in kept.items():
+            with open(path, "wb") as binary:
+                binary.write(content)
+        remove(made)
+        raise SystemExit(
+            f"popcon: {error.filename or 'a file'} cannot be written: {error.strerror}; nothing was changed"
+        ) from None
+    for path in made:
+        if os.path.isfile(path):
+            print(f"wrote {path}")
+    return 0
+
+
+def imported_popcon() -> str:
+    """Return from which file a process of this environment, run in any folder, imports popcon; "" if from none."""
+    code = "import os, popcon; print(os.path.abspath(popcon.__file__), end='')"
+    run = standard("subprocess").run
+    # sys.path[0] is the working folder, where nothing is.
+    with standard("tempfile").TemporaryDirectory(prefix="popcon-") as folder:
+        child = run([sys.executable, "-B", "-c", code], cwd=folder, stdin=-3, stdout=-1, stderr=-3, timeout=60)
+    return os.fsdecode(child.stdout)
+
+
+def folders(path: str, made: list[str]) -> None:
+    """Make the folder and those above it; add what was made to the list. Raises OSError."""
+    if not os.path.isdir(path):
+        folders(os.path.dirname(path), made)
+        os.mkdir(path)
+        made.append(path)
+
+
+def write(path: str, content: bytes, made: list[str]) -> None:
+    """Write a new file; add it and the folders made for it to the list. Raises OSError."""
+    folders(os.path.dirname(path), made)
+    with open(path, "xb") as file:
+        made.append(path)
+        file.write(content)
+
+
+def remove(made: "Sequence[str]") -> list[str]:
+    """Remove files, and folders that are empty then, the last first; return what is gone. Raises OSError."""
+    gone = []
+    for path in reversed(made):
+        if os.path.isdir(path) and not os.path.islink(path):
+            if os.listdir(path):
+                continue  # somebody else uses it by now
+            os.rmdir(path)
+        elif os.path.lexists(path):
+            os.remove(path)
+        else:
+            continue
+        gone.append(path)
+    return gone
+
+
+def uninstall() -> int:
+    """Remove what install() wrote in this environment, and only that; print it. Returns the exit status."""
+    paths = [*activation_files(), *activation_files((3, 18))]
+    made: list[str] = []
+    for path in dict.fromkeys(paths):
+        listed = made_by_install(path)
+        if listed is None:
+            if os.path.lexists(path):
+                print(f"left {path}: popcon did not write it")
+        else:
+            made += [*listed, path]
+    try:
+        gone = remove(list(dict.fromkeys(made)))
+    except OSError as error:
+        raise SystemExit(f"popcon: {error.filename} cannot be removed: {error.strerror}") from None
+    for path in gone:
+        print(f"removed {path}")
+    if not made:
+        print("nothing to do: popcon is not installed here by `python -m popcon install`")
+    return 0
+
+
 def main(arguments: "Sequence[str] | None" = None) -> int:
     """Run the command line, and return the exit status; wrong usage exits with 2."""
     parser = standard("argparse").ArgumentParser(
@@ -1260,8 +1435,24 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         help="prove that reporting works here, and say what is in force",
         description="Prove that reporting works here, and say what is in force. Exit status 1 if something is an error.",
     )
-    parser.parse_args(arguments)
-    return selftest()
+    command = commands.add_parser(
+        "install",
+        help="let every IPython and Jupyter session of this environment report",
+        description="Let every IPython and Jupyter session of this environment report, or with --all-processes every process.",
+    )
+    command.add_argument(
+        "--all-processes", action="store_true", help="every Python process of this environment reports"
+    )
+    command.add_argument(
+        "--vendor", action="store_true", help="copy popcon.py into site-packages first, if it is needed"
+    )
+    commands.add_parser(
+        "uninstall", help="remove what install wrote", description="Remove what install wrote, and only that."
+    )
+    options = parser.parse_args(arguments)
+    if options.command == "install":
+        return install(options.all_processes, options.vendor)
+    return uninstall() if options.command == "uninstall" else selftest()
 
 
 if __name__ == "__main__":
