@@ -1423,6 +1423,136 @@ def uninstall() -> int:
     return 0
 
 
+def run(program: "Sequence[str]", explain: bool = False) -> None:
+    """Run a program as python would, and say on stderr at its end what would be sent; nothing is.
+
+    Takes what stands after `python` on a command line: -c CODE, -m MODULE or a script,
+    and arguments. The program's exceptions pass, without the frames of this file.
+    """
+    kind, arguments = program[0], list(program[1:])
+    # Not by this process, and not by a reporter that is switched on here or in a child.
+    os.environ["DO_NOT_TRACK"] = "1"
+    main = sys.modules["__main__"] = type(sys)("__main__")
+    main.__builtins__ = sys.modules["builtins"]  # type: ignore[attr-defined]
+    runpy = standard("runpy")
+    start, source = "", b""
+    if kind in ("-c", "-m"):
+        what = arguments.pop(0)
+        sys.argv = [kind, *arguments]
+        if kind == "-c" and sys.version_info >= (3, 13):  # whose tracebacks show the code
+            lines = what.splitlines(keepends=True)
+            standard("linecache").cache["<string>"] = (len(what), None, lines, "<string>")
+        start = os.getcwd() if kind == "-m" else ""
+    else:
+        sys.argv = [kind, *arguments]
+        path = os.path.abspath(kind)
+        try:
+            if os.path.isdir(kind) or standard("zipfile").is_zipfile(kind):
+                start, kind, what = path, "-m", "__main__"
+            else:
+                start, what = os.path.dirname(os.path.realpath(kind)), path
+                with open(kind, "rb") as file:
+                    source = file.read()
+                main.__file__ = path
+                main.__loader__ = standard("importlib.machinery").SourceFileLoader("__main__", path)
+        except OSError as error:
+            print(f"popcon: can't open file {path!r}: {error.strerror}", file=sys.stderr)
+            raise SystemExit(2) from None
+    if what == "__main__":
+        sys.path.insert(0, start)  # a folder or an archive, with a __main__ in it
+    elif not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+        sys.path[0] = start
+    known = set(sys.modules)
+    atexit.register(_say_what_would_be_sent, known if explain else None)
+    _reporter.take_baseline()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_reporter.after_fork)
+    try:
+        if kind == "-m":
+            runpy._run_module_as_main(what, alter_argv=program[0] == "-m")
+        else:
+            name = "<string>" if kind == "-c" else what
+            exec(compile(what if kind == "-c" else source, name, "exec", dont_inherit=True), vars(main))
+    except BaseException:
+        _hide_own_frames(runpy.__file__)
+        raise
+
+
+def _hide_own_frames(*files: str) -> None:
+    """Let sys.excepthook, even the program's own, see the traceback from the program's first line on."""
+    show = sys.excepthook
+    own = {*files, "<frozen runpy>", main.__code__.co_filename}
+
+    def excepthook(kind: "type[BaseException]", error: BaseException, trace: "Any") -> None:
+        while trace and trace.tb_frame.f_code.co_filename in own:
+            trace = trace.tb_next
+        show(kind, error.with_traceback(trace), trace)
+
+    sys.excepthook = excepthook
+
+
+def _say_what_would_be_sent(known: "set[str] | None") -> None:
+    try:
+        lines = explanation(known) if known is not None else []
+        _reporter.update()
+        prefix, rate = setting("PYTHON_POPCONTEST_STATSD_PREFIX"), setting("PYTHON_POPCONTEST_STATSD_SAMPLE_RATE")
+        lines += [statsd_line(name, prefix, rate).decode() for name in sorted(_reporter.used)]
+        lines = lines or ["popcon: nothing would be sent: no library was used"]
+    except Exception as error:
+        lines = [f"popcon: nothing would be sent: {error}"]
+    if sys.stderr:
+        print(*lines, sep="\n", file=sys.stderr)
+
+
+def explanation(known: set[str]) -> list[str]:
+    """Return a line for each top-level module that is not known: whose it is, or why it is nobody's."""
+    tops: dict[str, dict[str, object]] = {}
+    for name, module in dict(sys.modules).items():
+        if type(name) is str and name not in known and name.partition(".")[0] not in ("__main__", "__mp_main__"):
+            tops.setdefault(name.partition(".")[0], {})[name] = module
+    files = [executed_files(modules) for modules in tops.values()]
+    baseline = libraries(_reporter.baseline)[0] | (
+        set(required(["ipython", "ipykernel"])) if _reporter.in_shell else set()
+    )
+    lines = []
+    width = max(map(len, tops), default=0)
+    for (top, modules), own, owners in zip(tops.items(), files, libraries(*files)):
+        if owners - baseline:
+            text = ", ".join(sorted(owners - baseline))
+        elif owners:
+            text = f"not counted: {', '.join(sorted(owners))} was loaded before, in the baseline"
+        elif own:
+            file = next(iter(own))
+            text = f"not counted: {'an editable install' if is_editable(file) else 'no library lists'}, {file}"
+        elif top in sys.stdlib_module_names:
+            text = "not counted: standard library"
+        elif any(type(module) is type(sys) for module in modules.values()):
+            text = "not counted: no file"
+        else:
+            text = "not counted: not executed, loaded lazily"
+        lines.append(f"{top:{width}}  {text}")
+    return sorted(lines)
+
+
+def is_editable(file: str) -> bool:
+    """Tell whether the file is in the source tree of an editable install (PEP 610), or a finder of one."""
+    json, parse = standard("json"), standard("urllib.parse")
+    for folder in import_path():
+        try:
+            infos = metadata_folders(folder, os.listdir(folder or "."))
+        except OSError:
+            continue
+        for info in infos:
+            try:
+                origin = json.loads(_read(f"{info}{os.sep}direct_url.json") or b"{}")
+                tree = parse.unquote(parse.urlsplit(origin["url"]).path)
+                if origin["dir_info"]["editable"] and file.startswith(os.path.join(tree, "")):
+                    return True
+            except (ValueError, KeyError, TypeError):
+                pass  # there is none, or it is rubbish
+    return os.path.basename(file).startswith("__editable__")
+
+
 def main(arguments: "Sequence[str] | None" = None) -> int:
     """Run the command line, and return the exit status; wrong usage exits with 2."""
     parser = standard("argparse").ArgumentParser(
@@ -1449,7 +1579,28 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     commands.add_parser(
         "uninstall", help="remove what install wrote", description="Remove what install wrote, and only that."
     )
-    options = parser.parse_args(arguments)
+    command = commands.add_parser(
+        "run",
+        help="run a program, and say what would be sent at its end",
+        usage="python -m popcon run [-h] [--explain] (SCRIPT | -m MODULE | -c CODE) [ARGS ...]",
+        description="Run a program as python would, and say on stderr at its end what would be sent. Nothing is.",
+    )
+    command.add_argument(
+        "--explain", action="store_true", help="say of each new module whose it is, or why it is not counted"
+    )
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["run"]:
+        # What follows is the program's: argparse would look for options of ours in it.
+        explain = arguments[1:2] == ["--explain"]
+        program = arguments[1 + explain :]
+        if not program or program in (["-c"], ["-m"]):
+            command.error("a program is missing: SCRIPT, -m MODULE or -c CODE")
+        if program[0] in ("-c", "-m") or not program[0].startswith("-"):
+            run(program, explain)
+            return 0
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        (command if options.command == "run" else parser).error(f"unknown option {unknown[0]}")
     if options.command == "install":
         return install(options.all_processes, options.vendor)
     return uninstall() if options.command == "uninstall" else selftest()

@@ -1438,6 +1438,129 @@ class TestInstall(Case):
             self.assertEqual((ended, server.received()), ((0, "", ""), [b"python_popcon.library_used.alpha:1|c"]))
 
 
+class TestRun(Case):
+    def pair(
+        self, *arguments: str, input: str = ""
+    ) -> tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]:
+        """How python ends with the arguments, and `popcon run` with the same."""
+        path = os.pathsep.join([str(self.site), str(HERE)])
+        with Server() as server:
+            ended = [
+                subprocess.run(
+                    [sys.executable, *command, *arguments],
+                    env=clean_environ(**server.settings | {"PYTHONPATH": path}),
+                    cwd=self.own,
+                    input=input,
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                )
+                for command in ([], [str(SOURCE), "run"])
+            ]
+            self.assertEqual(server.received(), [])
+        return ended[0], ended[1]
+
+    def test_runs_a_program_as_python_does_and_says_what_would_be_sent(self) -> None:
+        self.install("alpha", "alpha.py", "alpha_tool/__main__.py", source="")
+        self.install(
+            "beta",
+            "beta/__main__.py",
+            source="import sys, alpha; print(sys.argv, __name__, __spec__.name); sys.exit(3)",
+        )
+        facts = "import sys, alpha, __main__; print(sys.argv, sys.path[0], __name__, globals().get('__file__'), __main__.__dict__ is globals(), sys.stdin.read())\n"
+        self.write(
+            self.own,
+            {
+                "plain.py": facts,
+                "status.py": facts + "sys.exit(7)",
+                "text.py": "import alpha, sys; sys.exit('a sentence')",
+                "fails.py": "import alpha\ndef inner():\n    raise ValueError('mine')\ninner()\n",
+                "chain.py": "import alpha\ntry:\n    1 / 0\nexcept Exception as error:\n    raise KeyError('x') from error\n",
+                "syntax.py": "import alpha\n  wrong(\n",
+                "hook.py": "import alpha, sys, traceback\nsys.excepthook = lambda kind, error, trace: print(len(traceback.extract_tb(trace)))\n1 / 0\n",
+                "interrupt.py": "import alpha\nraise KeyboardInterrupt\n",
+                "killed.py": "import alpha, os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n",
+                "late.py": "import atexit, sys\natexit.register(lambda: __import__('alpha'))\n",
+                "coded.py": "# -*- coding: latin-1 -*-\nimport alpha\nprint(ascii('\u00c3\u00a9'))\n",
+                "future.py": "import alpha\ndef f(x: nothing = 1): pass\nprint(f)"
+                if sys.version_info >= (3, 14)
+                else "import alpha",
+                "folder/__main__.py": facts,
+            },
+        )
+        line = "python_popcon.library_used.alpha:1|c\n"
+        for arguments in (
+            ["plain.py", "-m", "--explain", "a b"],
+            ["status.py"],
+            ["text.py"],
+            ["fails.py"],
+            ["chain.py"],
+            ["syntax.py"],
+            ["hook.py"],
+            ["interrupt.py"],
+            ["killed.py"],
+            ["late.py"],
+            ["coded.py"],
+            ["folder", "x"],
+            ["-m", "alpha", "-c"],
+            ["-m", "beta", "-c", "x"],
+            ["-m", "nowhere"],
+            ["-c", facts + "raise SystemExit(5)", "-m"],
+            ["-c", "import alpha; 1 / 0"],
+        ):
+            with self.subTest(arguments=arguments):
+                plain, ours = self.pair(*arguments, input="text")
+                self.assertEqual(
+                    (ours.returncode, re.sub("0x\\w+", "", ours.stdout)),
+                    (plain.returncode, re.sub("0x\\w+", "", plain.stdout)),
+                )
+                end = ours.stderr.removeprefix(plain.stderr)
+                if arguments[0] == "killed.py":
+                    self.assertEqual(end, "")
+                elif arguments[0] == "syntax.py" or "nowhere" in arguments:
+                    self.assertEqual(end, "popcon: nothing would be sent: no library was used\n")
+                else:
+                    self.assertEqual(end.replace("python_popcon.library_used.beta:1|c\n", ""), line, ours.stderr)
+
+    def test_a_program_that_is_not_there_or_missing_is_said_in_a_sentence(self) -> None:
+        for arguments, sentence in [
+            (["nowhere.py"], "can't open file"),
+            ([], "a program is missing"),
+            (["-m"], "a program is missing"),
+            (["--wrong"], "unknown option --wrong"),
+        ]:
+            _, result = self.pair(*arguments)
+            self.assertEqual((result.returncode, result.stdout), (2, ""))
+            self.assertIn(sentence, result.stderr.splitlines()[-1])
+
+    def test_explain_says_of_each_module_whose_it_is_or_why_it_is_nobodys(self) -> None:
+        self.install("Alpha.X", "alpha.py")
+        self.install("sleepy", "sleepy.py")
+        tree = self.folder / "tree"
+        editable = {"direct_url.json": json.dumps({"url": tree.as_uri(), "dir_info": {"editable": True}})}
+        self.install("edited", more=editable)
+        self.write(tree, {"edited.py": ""})
+        self.write(self.own, {"mine.py": ""})
+        code = f"""
+            import sys, importlib.util
+            sys.path.append({str(tree)!r})
+            import alpha, mine, edited, wave
+            spec = importlib.util.find_spec("sleepy")
+            spec.loader = importlib.util.LazyLoader(spec.loader)
+            sys.modules["sleepy"] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules["sleepy"])
+            """
+        _, result = self.pair("--explain", "-c", textwrap.dedent(code))
+        self.assertEqual((result.returncode, result.stdout), (0, ""))
+        said = dict(re.findall(r"(?m)^(\w+) +(.*)$", result.stderr))
+        self.assertEqual(said["alpha"], "alpha-x")
+        self.assertEqual(said["wave"], "not counted: standard library")
+        self.assertEqual(said["sleepy"], "not counted: not executed, loaded lazily")
+        self.assertRegex(said["mine"], "^not counted: no library lists, .*mine.py$")
+        self.assertRegex(said["edited"], "^not counted: an editable install, .*edited.py$")
+        self.assertEqual(result.stderr.splitlines()[-1], "python_popcon.library_used.alpha-x:1|c")
+
+
 # Drives a real kernel: cells come as JSON on stdin, one list for each kernel; what each printed goes out.
 KERNEL = """
 import json, os, signal, sys, time
