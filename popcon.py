@@ -1032,7 +1032,8 @@ def selftest() -> int:
     Returns 0, or 1 if something is an error. Needs no server, leaves nothing behind.
     """
     worst = 0
-    for check in (_check_python, _check_way, _check_settings, _check_server, _check_libraries, _check_cost):
+    checks = (_check_python, _check_way, _check_bytecode, _check_activation)
+    for check in (*checks, _check_settings, _check_server, _check_libraries, _check_cost):
         lines = []
         try:
             for line in check():
@@ -1050,20 +1051,23 @@ def _check_python() -> "Iterator[tuple[str, str, str]]":
     yield "ok", "python", f"{sys.version.split()[0]}, environment {sys.prefix}"
 
 
-def _check_way() -> "Iterator[tuple[str, str, str]]":
-    """Import a throw-away library in a child, and receive what the child reports."""
+def _trial(program: "Callable[[str], list[str]]") -> "tuple[Any, bytes]":
+    """Run a child that imports a throw-away library, and return how it ended and what it reported.
+
+    Takes what makes the interpreter's arguments of the library's folder. The child
+    reports to a receiver on the loopback interface, with no other setting.
+    """
     info = "popcon_selftest-1.dist-info/"
     library = {
         "popcon_selftest/__init__.py": "",
         info + "METADATA": "Metadata-Version: 2.1\nName: popcon_selftest\nVersion: 1\n",
         info + "RECORD": f"popcon_selftest/__init__.py,,\n{info}METADATA,,\n{info}RECORD,,\n",
     }
-    expected = b"python_popcon.library_used.popcon-selftest:1|c"
     socket, tempfile = standard("_socket"), standard("tempfile")
     receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         receiver.bind(("127.0.0.1", 0))
-        receiver.settimeout(2)
+        receiver.settimeout(0.5)  # the loopback interface delivers before the child has ended
         environ = {
             name: value
             for name, value in os.environ.items()
@@ -1077,7 +1081,8 @@ def _check_way() -> "Iterator[tuple[str, str, str]]":
                     os.makedirs(os.path.dirname(os.path.join(folder, path)), exist_ok=True)
                     with open(os.path.join(folder, path), "w", encoding="utf-8") as file:
                         file.write(text)
-                child = _run_child(folder, environ, folder)
+                environ["IPYTHONDIR"] = os.path.join(folder, "ipython")
+                child = _run_child(program(folder), environ, folder)
         except OSError as error:
             if not hasattr(os, "memfd_create"):
                 raise OSError(f"no place for a throw-away library: {error}") from None
@@ -1087,40 +1092,17 @@ def _check_way() -> "Iterator[tuple[str, str, str]]":
                     for path, text in library.items():
                         archive.writestr(path, text)
                 memory.flush()
-                child = _run_child(f"/proc/self/fd/{memory.fileno()}", environ, "/", (memory.fileno(),))
-        if child.returncode or child.stderr:
-            yield (
-                "error",
-                "reporting",
-                f"the child ended with status {child.returncode} and said {child.stderr.decode(errors='replace').strip()!r}",
-            )
-            return
+                child = _run_child(program(f"/proc/self/fd/{memory.fileno()}"), environ, "/", (memory.fileno(),))
         try:
-            received = receiver.recv(65536)
+            return child, receiver.recv(65536)
         except OSError:
-            yield "error", "reporting", "the child reported nothing; a firewall on the loopback interface?"
-            return
+            return child, b""
     finally:
         receiver.close()
-    if received == expected:
-        yield "ok", "reporting", f"a process imported a library, and sent {received.decode()}"
-    else:
-        yield "error", "reporting", f"the child sent {received!r} instead of {expected!r}"
-    compiled = os.path.exists(standard("importlib.util").cache_from_source(__file__))
-    yield (
-        "ok",
-        "start-up",
-        f"{float(child.stdout):.1f} ms"
-        + (
-            ""
-            if compiled
-            else f"; compiled anew each time, {sys.executable} -m compileall {os.path.abspath(__file__)} spares that"
-        ),
-    )
 
 
-def _run_child(library: str, environ: dict[str, str], folder: str, descriptors: tuple[int, ...] = ()) -> "Any":
-    """Run CHILD as this interpreter was run, and return what subprocess.run() returns."""
+def _run_child(arguments: list[str], environ: dict[str, str], folder: str, descriptors: tuple[int, ...] = ()) -> "Any":
+    """Run this interpreter as it was run, with other arguments, and return what subprocess.run() returns."""
     if not sys.executable:
         raise OSError("this Python does not know its own executable")
     flags = (
@@ -1130,7 +1112,7 @@ def _run_child(library: str, environ: dict[str, str], folder: str, descriptors: 
         + [f"-W{option}" for option in sys.warnoptions]
     )
     return standard("subprocess").run(
-        [sys.executable, *flags, "-c", CHILD, library, os.path.abspath(__file__)],
+        [sys.executable, *flags, *arguments],
         env=environ,
         cwd=folder,
         pass_fds=descriptors,
@@ -1139,6 +1121,80 @@ def _run_child(library: str, environ: dict[str, str], folder: str, descriptors: 
         stderr=-1,
         timeout=60,
     )  # -3 is DEVNULL, -1 is PIPE
+
+
+def _check_way() -> "Iterator[tuple[str, str, str]]":
+    """Import a throw-away library in a child, and receive what the child reports."""
+    expected = b"python_popcon.library_used.popcon-selftest:1|c"
+    child, received = _trial(lambda library: ["-c", CHILD, library, os.path.abspath(__file__)])
+    if child.returncode or child.stderr:
+        said = child.stderr.decode(errors="replace").strip()
+        yield "error", "reporting", f"the child ended with status {child.returncode} and said {said!r}"
+        return
+    if received == expected:
+        yield "ok", "reporting", f"a process imported a library, and sent {received.decode()}"
+    elif received:
+        yield "error", "reporting", f"the child sent {received!r} instead of {expected!r}"
+    else:
+        yield "error", "reporting", "the child reported nothing; a firewall on the loopback interface?"
+    compiled = os.path.exists(standard("importlib.util").cache_from_source(__file__))
+    yield "ok", "start-up", f"{float(child.stdout):.1f} ms{'' if compiled else ', most of it to compile popcon.py'}"
+
+
+def _check_bytecode() -> "Iterator[tuple[str, str, str]]":
+    """See that Python need not compile the file that processes here import, each time anew."""
+    path = imported_popcon()
+    if not path:
+        yield (
+            "warning",
+            "import",
+            f"Python does not import popcon from {os.path.dirname(os.path.abspath(__file__))} when it runs elsewhere",
+        )
+        return
+    compiled = standard("importlib.util").cache_from_source(path)
+    state, text = "ok", compiled
+    if not os.path.exists(compiled):
+        try:
+            standard("py_compile").compile(path, doraise=True)
+        except Exception as error:
+            state, text = "warning", f"every start compiles {path} anew, which takes longer than all else: {error}"
+    yield state, "bytecode", text
+
+
+def _check_activation() -> "Iterator[tuple[str, str, str]]":
+    """Try out what is switched on here, and look for what was left over."""
+    code = "import sys; sys.path.insert(0, {!r}); import popcon_selftest"
+    _, received = _trial(lambda library: ["-c", code.format(library)])
+    yield "ok", "processes", "each reports" if received else "do not report by themselves; see install --all-processes"
+    has_ipython = standard("importlib.util").find_spec("IPython") is not None
+    if has_ipython:
+        child, received = _trial(
+            lambda library: ["-m", "IPython", "--no-banner", "--quick", "-c", code.format(library)]
+        )
+        lost = "" if not child.returncode else f" (IPython ended with status {child.returncode})"
+        yield (
+            ("ok", "IPython", "each session reports")
+            if received
+            else ("warning", "IPython", f"does not report; see install{lost}")
+        )
+    everywhere = [list(activation_files(version))[1] for version in ((3, 17), (3, 18))]
+    site = [path for path in everywhere if os.path.exists(path)]
+    startups = []
+    for prefix in dict.fromkeys((os.path.join(sys.prefix, "etc"), "/usr/local/etc", "/etc")):
+        folder = os.path.join(prefix, "ipython", "startup")
+        try:
+            startups += [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".py")]
+        except OSError:
+            pass  # not there
+    ours = [path for path in startups if b"import popcon" in _read(path)]
+    for double in (site, ours):
+        if len(double) > 1:
+            yield "warning", "left over", f"one of these is enough: {', '.join(double)}"
+    if (site or ours) and not imported_popcon():
+        yield "warning", "left over", f"popcon itself is gone, but not {', '.join([*site, *ours])}"
+    for path in startups:
+        if b"popularity_contest" in _read(path):
+            yield "warning", "left over", f"{path} counts with popularity-contest, too"
 
 
 def _check_settings() -> "Iterator[tuple[str, str, str]]":
@@ -1363,9 +1419,10 @@ def imported_popcon() -> str:
     """Return from which file a process of this environment, run in any folder, imports popcon; "" if from none."""
     code = "import os, popcon; print(os.path.abspath(popcon.__file__), end='')"
     run = standard("subprocess").run
-    # sys.path[0] is the working folder, where nothing is.
-    with standard("tempfile").TemporaryDirectory(prefix="popcon-") as folder:
-        child = run([sys.executable, "-B", "-c", code], cwd=folder, stdin=-3, stdout=-1, stderr=-3, timeout=60)
+    # From a folder where nobody keeps modules, for it is on sys.path.
+    child = run(
+        [sys.executable, "-B", "-c", code], cwd=os.path.abspath(os.sep), stdin=-3, stdout=-1, stderr=-3, timeout=60
+    )
     return os.fsdecode(child.stdout)
 
 
@@ -1403,9 +1460,8 @@ def remove(made: "Sequence[str]") -> list[str]:
 
 def uninstall() -> int:
     """Remove what install() wrote in this environment, and only that; print it. Returns the exit status."""
-    paths = [*activation_files(), *activation_files((3, 18))]
     made: list[str] = []
-    for path in dict.fromkeys(paths):
+    for path in activation_files((3, 17)) | activation_files((3, 18)):
         listed = made_by_install(path)
         if listed is None:
             if os.path.lexists(path):

@@ -1422,6 +1422,57 @@ class TestInstall(Case):
         self.run_in_it("popcon.py", "install", "--vendor")
         self.assertRegex(read_only("popcon.py", "uninstall"), "^popcon: .* cannot be removed: Permission denied\n$")
 
+    @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, the python of an environment with ipykernel")
+    def test_a_kernel_where_all_processes_report_counts_no_shell_and_selftest_sees_what_is_on(self) -> None:
+        site = subprocess.check_output([LARGE, "-c", "import yaml; print(yaml.__path__[0])"], text=True).strip()
+        (self.purelib / "large.pth").write_text(os.path.dirname(site))
+        self.run_in_it("popcon.py", "install", "--vendor", "--all-processes")
+        folders = {"IPYTHONDIR": str(self.folder / "ipython"), "JUPYTER_RUNTIME_DIR": str(self.folder)}
+        with Server() as server:
+            result = subprocess.run(
+                [str(self.prefix / "bin" / "python"), "-W", "ignore", "-c", KERNEL],
+                input=json.dumps({"cells": ["1/0", "import yaml"], "end": "kill"}),
+                env=clean_environ(PYTHONPATH="", HOME=str(self.own), **server.settings | folders),
+                cwd=self.own,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            self.assertEqual(result.returncode, 0, result.stderr[-2000:])
+            datagrams = server.received(0.5)
+        # The first is the kernel's; the driver is a process, and reports what it used itself.
+        self.assertEqual(datagrams[0], b"python_popcon.library_used.pyyaml:1|c")
+        self.assertIn(b"jupyter-client", b"".join(datagrams[1:]))
+        status, out, _ = self.run_in_it("-m", "popcon", "selftest", cwd=self.own, HOME=str(self.own))
+        self.assertEqual(status, 0, out)
+        self.assertRegex(out, "(?m)^ok +processes +each reports$")
+        self.assertRegex(out, "(?m)^ok +IPython +each session reports$")
+        self.assertNotIn("left over", out)
+        self.write(
+            self.startup.parent, {"050-old.py": "import popularity_contest.reporter", "060-x.py": "import popcon"}
+        )
+        _, out, _ = self.run_in_it("-m", "popcon", "selftest", cwd=self.own, HOME=str(self.own))
+        self.assertRegex(out, "(?m)^warning +left over +one of these is enough: .*000-popcon.py, .*060-x.py$")
+        self.assertRegex(out, "(?m)^warning +left over +.*050-old.py counts with popularity-contest, too$")
+
+    def test_selftest_leaves_the_bytecode_in_place_or_warns(self) -> None:
+        shutil.copy(SOURCE, self.purelib)
+        _, out, _ = self.run_in_it("-m", "popcon", "selftest", cwd=self.own)
+        self.assertRegex(out, r"(?m)^ok +bytecode +.*popcon\..*\.pyc$")
+        self.assertTrue(list((self.purelib / "__pycache__").glob("popcon.*.pyc")))
+        shutil.rmtree(self.purelib / "__pycache__")
+        self.purelib.chmod(0o555)
+        _, out, _ = self.run_in_it("-m", "popcon", "selftest", cwd=self.own)
+        self.purelib.chmod(0o755)
+        self.assertRegex(out, "(?m)^warning +bytecode +every start compiles .*Permission denied")
+
+    def test_selftest_points_out_what_outlived_popcon(self) -> None:
+        self.run_in_it("popcon.py", "install", "--vendor", "--all-processes")
+        (self.purelib / "popcon.py").unlink()
+        _, out, _ = self.run_in_it("popcon.py", "selftest")
+        self.assertRegex(out, "(?m)^warning +left over +popcon itself is gone, but not .*popcon.pth, .*000-popcon.py$")
+        self.assertRegex(out, "(?m)^ok +processes +do not report")
+
     def test_from_python_3_18_on_a_start_file_activates(self) -> None:
         with mock.patch.object(sys, "prefix", str(self.prefix)):
             for version, name in [((3, 17), "popcon.pth"), ((3, 18), "popcon.start")]:
