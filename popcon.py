@@ -9,14 +9,15 @@ protocol. One UDP datagram like this is all that leaves the process:
 
 No user, no process, no time, no file name, nothing of a person's own code.
 
-Switch it on with two lines, in <sys.prefix>/etc/ipython/startup/000-popcon.py
-for every IPython and Jupyter session, or at the top of a script:
+Switch it on with `python -m popcon install`, for every IPython and Jupyter session
+of the environment, or with two lines at the top of a script:
 
     import popcon
     popcon.setup_reporter()
 
 and by telling it where the statsd server is. Switch it off by leaving the host
-empty, or with DO_NOT_TRACK=1. Try it out with `python -m popcon selftest`.
+empty, or with DO_NOT_TRACK=1, or with `python -m popcon uninstall`. Try it out with
+`python -m popcon selftest`; see what a program would send with `python -m popcon run`.
 
     PYTHON_POPCONTEST_STATSD_HOST         name or address; nothing is sent without it
     PYTHON_POPCONTEST_STATSD_PORT         default 9125
@@ -1417,12 +1418,9 @@ def install(
 
 def imported_popcon() -> str:
     """Return from which file a process of this environment, run in any folder, imports popcon; "" if from none."""
-    code = "import os, popcon; print(os.path.abspath(popcon.__file__), end='')"
-    run = standard("subprocess").run
-    # From a folder where nobody keeps modules, for it is on sys.path.
-    child = run(
-        [sys.executable, "-B", "-c", code], cwd=os.path.abspath(os.sep), stdin=-3, stdout=-1, stderr=-3, timeout=60
-    )
+    # sys.path begins with the working folder.
+    code = "import os, sys; sys.path[:1] == [''] and sys.path.pop(0); import popcon; print(os.path.abspath(popcon.__file__), end='')"
+    child = standard("subprocess").run([sys.executable, "-B", "-c", code], stdin=-3, stdout=-1, stderr=-3, timeout=60)
     return os.fsdecode(child.stdout)
 
 

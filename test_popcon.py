@@ -14,6 +14,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -1473,6 +1474,31 @@ class TestInstall(Case):
         self.assertRegex(out, "(?m)^warning +left over +popcon itself is gone, but not .*popcon.pth, .*000-popcon.py$")
         self.assertRegex(out, "(?m)^ok +processes +do not report")
 
+    def test_readmes_dockerfiles_switch_it_on(self) -> None:
+        lines = re.findall("(?m)^RUN (.*)$", "".join(readme_blocks("dockerfile")))
+        self.assertTrue(lines)
+        path = f"{self.prefix / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        for line in lines:
+            ended = subprocess.run(
+                line.replace("/tmp/popcon.py", shlex.quote(str(self.lone / "popcon.py"))),
+                shell=True,
+                env=clean_environ(PYTHONPATH="", PATH=path),
+                cwd=self.lone,
+                capture_output=True,
+                text=True,
+            )
+            self.assertEqual((ended.returncode, ended.stderr), (0, ""), ended.stdout)
+            self.assertTrue(self.startup.exists())
+
+    def test_sitecustomize_in_a_folder_on_pythonpath_reports_too(self) -> None:
+        (startup,) = (block for block in readme_blocks("python") if "ImportError" in block)
+        self.install("alpha", "alpha.py", folder=self.purelib)
+        self.write(self.lone, {"sitecustomize.py": startup})
+        with Server() as server:
+            settings = server.settings | {"PYTHONPATH": str(self.lone)}
+            self.assertEqual(self.run_in_it("-c", "import alpha", cwd=self.own, **settings), (0, "", ""))
+            self.assertEqual(server.received(), [b"python_popcon.library_used.alpha:1|c"])
+
     def test_from_python_3_18_on_a_start_file_activates(self) -> None:
         with mock.patch.object(sys, "prefix", str(self.prefix)):
             for version, name in [((3, 17), "popcon.pth"), ((3, 18), "popcon.start")]:
@@ -2334,10 +2360,10 @@ class TestReadme(Case):
     def test_its_commands_run(self) -> None:
         shell = readme_blocks("sh")
         self.assertIn("python -m popcon selftest\npython -m unittest\n", shell)
-        (where,) = re.findall('python -c "(.*)"', "".join(shell))
-        purelib, startup = self.run_python(where.replace("\\\\", "\\")).stdout.splitlines()
-        self.assertTrue(os.path.isdir(purelib))
-        self.assertTrue(startup.endswith("/etc/ipython/startup"))
+        (program,) = re.findall("python -m popcon run (.*)\n", "".join(shell))
+        ended = self.run_python("", "-m", "popcon", "run", *shlex.split(program))
+        self.assertEqual((ended.returncode, ended.stdout), (0, ""))
+        self.assertRegex(ended.stderr, "(?m)^json +not counted: standard library$")
         (unused,) = re.findall("python -c '\n(.*?)'", "".join(shell), re.DOTALL)
         for name in ("alpha", "Beta.X"):
             self.install(name)
