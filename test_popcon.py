@@ -1640,17 +1640,28 @@ class TestRun(Case):
 
 # Drives a real kernel: cells come as JSON on stdin, one list for each kernel; what each printed goes out.
 KERNEL = """
-import json, os, signal, sys, time
+import json, queue, sys, time
 from jupyter_client.manager import start_new_kernel
 
 job = json.load(sys.stdin)
 manager, client = start_new_kernel(kernel_name="python3", startup_timeout=60)
 out = []
 
+while True:  # a kernel is ready before all that it prints is heard
+    client.kernel_info()
+    try:
+        client.get_iopub_msg(timeout=1)
+        break
+    except queue.Empty:
+        pass
+
 def listen(id):
     text = ""
     while True:
-        message = client.get_iopub_msg(timeout=60)
+        try:
+            message = client.get_iopub_msg(timeout=60)
+        except queue.Empty:
+            sys.exit(f"the kernel says no more; alive: {manager.is_alive()}; so far: {out}, {text!r}")
         if message["parent_header"].get("msg_id") != id:
             continue
         kind, content = message["msg_type"], message["content"]
