@@ -1336,11 +1336,14 @@ def activation_files(version: "tuple[int, ...]" = sys.version_info[:2]) -> dict[
 
 
 def made_by_install(path: str) -> "list[str] | None":
-    """Return the paths that an activation file lists as made with it, None if popcon did not write the file."""
-    lines = _read(path).decode("utf-8", "surrogateescape").splitlines()
+    """Return the paths that an activation file lists as made with it, None if popcon did not write the file.
+
+    They are listed relative to sys.prefix, for an environment may be copied or moved.
+    """
+    lines = os.fsdecode(_read(path)).split("\n")
     if lines[:1] != [MARK]:
         return None
-    return [line[len(MADE) :] for line in lines if line.startswith(MADE)]
+    return [os.path.normpath(os.path.join(sys.prefix, line[len(MADE) :])) for line in lines if line.startswith(MADE)]
 
 
 def install(
@@ -1356,6 +1359,8 @@ def install(
     if not all_processes:
         files = {startup: STARTUP}
     for path in files:
+        if len(path.splitlines()) > 1:
+            raise SystemExit(f"popcon: {path!r} has a newline in it; nothing was changed")
         if os.path.lexists(path) and made_by_install(path) is None:
             raise SystemExit(f"popcon: {path} was not written by popcon, and is left as it is; nothing was changed")
     here = os.path.abspath(__file__)
@@ -1399,13 +1404,13 @@ def install(
         listed = [other for path in files for other in made_by_install(path) or ()] + made
         listed = [other for other in dict.fromkeys(listed) if other not in files]
         for path, text in files.items():
-            lines = [MARK, REMOVE, *(MADE + other for other in listed), text]
-            with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
-                file.write("\n".join(lines))
+            lines = [MARK, REMOVE, *(MADE + os.path.relpath(other, sys.prefix) for other in listed), text]
+            with open(path, "wb") as file:
+                file.write(os.fsencode("\n".join(lines)))
     except OSError as error:
         for path, content in kept.items():
-            with open(path, "wb") as binary:
-                binary.write(content)
+            with open(path, "wb") as file:
+                file.write(content)
         remove(made)
         raise SystemExit(
             f"popcon: {error.filename or 'a file'} cannot be written: {error.strerror}; nothing was changed"
@@ -1418,10 +1423,15 @@ def install(
 
 def imported_popcon() -> str:
     """Return from which file a process of this environment, run in any folder, imports popcon; "" if from none."""
-    # sys.path begins with the working folder.
-    code = "import os, sys; sys.path[:1] == [''] and sys.path.pop(0); import popcon; print(os.path.abspath(popcon.__file__), end='')"
-    child = standard("subprocess").run([sys.executable, "-B", "-c", code], stdin=-3, stdout=-1, stderr=-3, timeout=60)
-    return os.fsdecode(child.stdout)
+    # From the root, for sys.path may hold the working folder, and without it; others may print at start-up.
+    code = (
+        "import os, sys; sys.path[:] = [entry for entry in sys.path if entry not in ('', os.getcwd())]; import popcon; "
+        "sys.stdout.buffer.write(bytes(1) + os.fsencode(os.path.abspath(popcon.__file__)))"
+    )
+    command = [sys.executable, "-B", "-c", code]
+    run = standard("subprocess").run
+    child = run(command, cwd=os.path.abspath(os.sep), stdin=-3, stdout=-1, stderr=-3, timeout=60)
+    return os.fsdecode(child.stdout.rpartition(b"\0")[2]) if b"\0" in child.stdout else ""
 
 
 def folders(path: str, made: list[str]) -> None:
@@ -1459,15 +1469,28 @@ def remove(made: "Sequence[str]") -> list[str]:
 def uninstall() -> int:
     """Remove what install() wrote in this environment, and only that; print it. Returns the exit status."""
     made: list[str] = []
-    for path in activation_files((3, 17)) | activation_files((3, 18)):
+    made_here = activation_files((3, 17)) | activation_files((3, 18))
+    for path in made_here:
         listed = made_by_install(path)
         if listed is None:
             if os.path.lexists(path):
                 print(f"left {path}: popcon did not write it")
         else:
-            made += [*listed, path]
+            made += [path, *listed]
+    library = [path for path in made if os.path.basename(path) == "popcon.py"]
+    if libraries(dict.fromkeys(library, "popcon"))[0]:  # pip has installed it in the meantime
+        print(f"left {', '.join(library)}: it belongs to an installed library")
+        made = [path for path in made if path not in library and not path.endswith(".pyc")]
+    # Files before folders, activation files last: as long as they are there, it can be tried again.
+    ordered = sorted(dict.fromkeys(made), key=lambda path: (not os.path.isdir(path), path.count(os.sep)))
+    activation = [path for path in ordered if path in made_here]
+    ordered = (
+        [path for path in ordered if os.path.isdir(path)]
+        + activation
+        + [path for path in ordered if not os.path.isdir(path) and path not in activation]
+    )
     try:
-        gone = remove(list(dict.fromkeys(made)))
+        gone = remove(ordered)
     except OSError as error:
         raise SystemExit(f"popcon: {error.filename} cannot be removed: {error.strerror}") from None
     for path in gone:
@@ -1512,13 +1535,14 @@ def run(program: "Sequence[str]", explain: bool = False) -> None:
         except OSError as error:
             print(f"popcon: can't open file {path!r}: {error.strerror}", file=sys.stderr)
             raise SystemExit(2) from None
-    if what == "__main__":
-        sys.path.insert(0, start)  # a folder or an archive, with a __main__ in it
-    elif not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         sys.path[0] = start
+    elif what == "__main__":
+        sys.path.insert(0, start)  # a folder or an archive, with a __main__ in it
     known = set(sys.modules)
     atexit.register(_say_what_would_be_sent, known if explain else None)
     _reporter.take_baseline()
+    _reporter.baseline[os.path.abspath(__file__)] = "popcon"
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_reporter.after_fork)
     try:

@@ -1647,30 +1647,28 @@ job = json.load(sys.stdin)
 manager, client = start_new_kernel(kernel_name="python3", startup_timeout=60)
 out = []
 
-while True:  # a kernel is ready before all that it prints is heard
-    client.kernel_info()
-    try:
-        client.get_iopub_msg(timeout=1)
-        break
-    except queue.Empty:
-        pass
-
-def listen(id):
-    text = ""
-    while True:
-        try:
-            message = client.get_iopub_msg(timeout=60)
-        except queue.Empty:
-            sys.exit(f"the kernel says no more; alive: {manager.is_alive()}; so far: {out}, {text!r}")
-        if message["parent_header"].get("msg_id") != id:
-            continue
-        kind, content = message["msg_type"], message["content"]
-        if kind == "stream":
-            text += content["text"]
-        elif kind == "error":
-            text += "".join(content["traceback"])
-        elif kind == "status" and content["execution_state"] == "idle":
-            return text
+def execute(cell):
+    # About one kernel in a hundred never hears its first request, popcon or not: ask again.
+    # What was heard is waited for: a hook that hangs does so after the cell has begun.
+    for attempt in range(3):
+        id, text, heard = client.execute(cell), "", False
+        while True:
+            try:
+                message = client.get_iopub_msg(timeout=60 if heard else 10)
+            except queue.Empty:
+                if heard or attempt == 2:
+                    sys.exit(f"no end of {cell!r}; alive: {manager.is_alive()}; so far: {out}, {text!r}")
+                break
+            if message["parent_header"].get("msg_id") != id:
+                continue
+            heard = True
+            kind, content = message["msg_type"], message["content"]
+            if kind == "stream":
+                text += content["text"]
+            elif kind == "error":
+                text += "".join(content["traceback"])
+            elif kind == "status" and content["execution_state"] == "idle":
+                return text
 
 for cell in job["cells"]:
     if cell.startswith("COMPLETE "):
@@ -1679,9 +1677,9 @@ for cell in job["cells"]:
     elif cell.endswith("?"):
         reply = client.inspect(cell[:-1], reply=True, timeout=60)
         out.append(str(reply["content"]["found"]))
-        out.append(listen(client.execute(cell)))
+        out.append(execute(cell))
     else:
-        out.append(listen(client.execute(cell)))
+        out.append(execute(cell))
 start = time.monotonic()
 if job["end"] == "kill":
     client.execute("while True: pass")
