@@ -1426,12 +1426,12 @@ def imported_popcon() -> str:
     # From the root, for sys.path may hold the working folder, and without it; others may print at start-up.
     code = (
         "import os, sys; sys.path[:] = [entry for entry in sys.path if entry not in ('', os.getcwd())]; import popcon; "
-        "sys.stdout.buffer.write(bytes(1) + os.fsencode(os.path.abspath(popcon.__file__)))"
+        "sys.stdout.buffer.write(bytes(1) + os.fsencode(os.path.abspath(popcon.__file__)) + bytes(1))"
     )
     command = [sys.executable, "-B", "-c", code]
     run = standard("subprocess").run
     child = run(command, cwd=os.path.abspath(os.sep), stdin=-3, stdout=-1, stderr=-3, timeout=60)
-    return os.fsdecode(child.stdout.rpartition(b"\0")[2]) if b"\0" in child.stdout else ""
+    return os.fsdecode((child.stdout + b"\0\0").split(b"\0")[1])
 
 
 def folders(path: str, made: list[str]) -> None:

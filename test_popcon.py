@@ -1474,6 +1474,37 @@ class TestInstall(Case):
         self.assertRegex(out, "(?m)^warning +left over +popcon itself is gone, but not .*popcon.pth, .*000-popcon.py$")
         self.assertRegex(out, "(?m)^ok +processes +do not report")
 
+    def test_an_uninstall_in_a_copied_environment_leaves_the_original_alone(self) -> None:
+        self.run_in_it("popcon.py", "install", "--vendor")
+        before = self.state()
+        copy = self.folder / "copy"
+        shutil.copytree(self.prefix, copy, symlinks=True)
+        original, self.prefix = self.prefix, copy
+        self.assertEqual(self.run_in_it("-m", "popcon", "uninstall", cwd=self.own)[0], 0)
+        self.assertEqual(list(copy.rglob("*popcon*")), [])
+        self.prefix = original
+        self.assertEqual(self.state(), before)
+
+    def test_uninstall_leaves_what_pip_installed_in_the_meantime(self) -> None:
+        self.run_in_it("popcon.py", "install", "--vendor")
+        self.install("popcon", folder=self.purelib, record="popcon.py,,\n")
+        status, out, err = self.run_in_it("-m", "popcon", "uninstall", cwd=self.own)
+        self.assertEqual((status, err), (0, ""))
+        self.assertIn("it belongs to an installed library", out)
+        self.assertTrue((self.purelib / "popcon.py").exists())
+        self.assertFalse(self.startup.exists())
+
+    def test_the_working_folder_and_what_others_print_do_not_mislead_install(self) -> None:
+        for path in (f"/nowhere{os.pathsep}", str(self.lone)[:0] + os.pathsep):
+            status, _, err = self.run_in_it("popcon.py", "install", PYTHONPATH=path)
+            self.assertEqual(status, 1)
+            self.assertIn("--vendor", err)
+        self.write(self.purelib, {"noise.pth": "import sys; sys.stdout.write('hello')\n"})
+        self.assertEqual(self.run_in_it("popcon.py", "install", "--vendor")[::2], (0, ""))
+        status, out, err = self.run_in_it("popcon.py", "install")
+        self.assertEqual((status, err), (0, ""))
+        self.assertIn("nothing to do", out)
+
     def test_readmes_dockerfiles_switch_it_on(self) -> None:
         lines = re.findall("(?m)^RUN (.*)$", "".join(readme_blocks("dockerfile")))
         self.assertTrue(lines)
@@ -1562,7 +1593,7 @@ class TestRun(Case):
                 "future.py": "import alpha\ndef f(x: nothing = 1): pass\nprint(f)"
                 if sys.version_info >= (3, 14)
                 else "import alpha",
-                "folder/__main__.py": facts,
+                "folder/__main__.py": facts + "print(str(sys.path[1]).endswith('own'))\n",
             },
         )
         line = "python_popcon.library_used.alpha:1|c\n"
@@ -1609,6 +1640,14 @@ class TestRun(Case):
             _, result = self.pair(*arguments)
             self.assertEqual((result.returncode, result.stdout), (2, ""))
             self.assertIn(sentence, result.stderr.splitlines()[-1])
+
+    def test_popcon_itself_is_not_what_a_program_used(self) -> None:
+        shutil.copy(SOURCE, self.site)
+        self.install("popcon", record="popcon.py,,\n")
+        self.install("alpha", "alpha.py")
+        code = "import popcon; popcon.setup_reporter(); import alpha"
+        ended = self.run_python("", "-m", "popcon", "run", "-c", code)
+        self.assertEqual(ended.stderr, "python_popcon.library_used.alpha:1|c\n")
 
     def test_explain_says_of_each_module_whose_it_is_or_why_it_is_nobodys(self) -> None:
         self.install("Alpha.X", "alpha.py")
