@@ -1687,7 +1687,7 @@ manager, client = start_new_kernel(kernel_name="python3", startup_timeout=60)
 out = []
 
 def execute(cell):
-    # About one kernel in a hundred never hears its first request, popcon or not: ask again.
+    # Now and then a kernel on 3.10 does not hear a request, with or without popcon: ask again.
     # What was heard is waited for: a hook that hangs does so after the cell has begun.
     for attempt in range(3):
         id, text, heard = client.execute(cell), "", False
