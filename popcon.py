@@ -193,6 +193,17 @@ def metadata_folders(folder: str, entries: list[str]) -> list[str]:
     return [*infos, f"{folder}{os.sep}EGG-INFO"] if folder.endswith(".egg") else infos
 
 
+def installed_metadata() -> list[str]:
+    """Return the metadata folders or files in all folders of sys.path."""
+    infos = []
+    for folder in import_path():
+        try:
+            infos += metadata_folders(folder, os.listdir(folder or "."))
+        except OSError:
+            pass  # an archive, or not there
+    return infos
+
+
 def _folder_owners(folder: str, entries: list[str], groups: list[list[str]]) -> list[set[str]]:
     """Answer libraries() for a folder and paths relative to it."""
     wanted = [
@@ -471,12 +482,8 @@ def required(names: "Iterable[str]") -> set[str]:
     evaluated (PEP 508); an extra counts only where a requirement asks for it.
     """
     infos: dict[str, str] = {}
-    for folder in import_path():
-        try:
-            for info in metadata_folders(folder, os.listdir(folder or ".")):
-                infos.setdefault(normalized(os.path.basename(info).partition("-")[0]), info)
-        except OSError:
-            pass  # an archive, or not there
+    for info in installed_metadata():
+        infos.setdefault(normalized(os.path.basename(info).partition("-")[0]), info)
     queue = [(name, "") for name in names]
     for name, extra in queue:  # which grows
         info = infos.get(name, "")
@@ -1033,8 +1040,9 @@ def selftest() -> int:
     Returns 0, or 1 if something is an error. Needs no server, leaves nothing behind.
     """
     worst = 0
-    checks = (_check_python, _check_way, _check_bytecode, _check_activation)
-    for check in (*checks, _check_settings, _check_server, _check_libraries, _check_cost):
+    checks = [_check_python, _check_way, _check_bytecode, _check_activation]
+    checks += [_check_settings, _check_server, _check_libraries, _check_cost]
+    for check in checks:
         lines = []
         try:
             for line in check():
@@ -1482,12 +1490,9 @@ def uninstall() -> int:
         print(f"left {', '.join(library)}: it belongs to an installed library")
         made = [path for path in made if path not in library and not path.endswith(".pyc")]
     # Files before folders, activation files last: as long as they are there, it can be tried again.
-    ordered = sorted(dict.fromkeys(made), key=lambda path: (not os.path.isdir(path), path.count(os.sep)))
-    activation = [path for path in ordered if path in made_here]
-    ordered = (
-        [path for path in ordered if os.path.isdir(path)]
-        + activation
-        + [path for path in ordered if not os.path.isdir(path) and path not in activation]
+    # remove() begins at the end.
+    ordered = sorted(
+        dict.fromkeys(made), key=lambda path: (not os.path.isdir(path), path not in made_here, path.count(os.sep))
     )
     try:
         gone = remove(ordered)
@@ -1571,8 +1576,9 @@ def _hide_own_frames(*files: str) -> None:
 
 def _say_what_would_be_sent(known: "set[str] | None") -> None:
     try:
-        lines = explanation(known) if known is not None else []
+        modules = dict(sys.modules)  # before update() needs some of its own
         _reporter.update()
+        lines = explanation(modules, known) if known is not None else []
         prefix, rate = setting("PYTHON_POPCONTEST_STATSD_PREFIX"), setting("PYTHON_POPCONTEST_STATSD_SAMPLE_RATE")
         lines += [statsd_line(name, prefix, rate).decode() for name in sorted(_reporter.used)]
         lines = lines or ["popcon: nothing would be sent: no library was used"]
@@ -1582,21 +1588,21 @@ def _say_what_would_be_sent(known: "set[str] | None") -> None:
         print(*lines, sep="\n", file=sys.stderr)
 
 
-def explanation(known: set[str]) -> list[str]:
-    """Return a line for each top-level module that is not known: whose it is, or why it is nobody's."""
+def explanation(loaded: "Mapping[str, object]", known: set[str]) -> list[str]:
+    """Return a line for each top-level module loaded that is not known: whose it is, or why it is nobody's.
+
+    Goes by what Reporter.update() has found.
+    """
     tops: dict[str, dict[str, object]] = {}
-    for name, module in dict(sys.modules).items():
+    for name, module in loaded.items():
         if type(name) is str and name not in known and name.partition(".")[0] not in ("__main__", "__mp_main__"):
             tops.setdefault(name.partition(".")[0], {})[name] = module
     files = [executed_files(modules) for modules in tops.values()]
-    baseline = libraries(_reporter.baseline)[0] | (
-        set(required(["ipython", "ipykernel"])) if _reporter.in_shell else set()
-    )
     lines = []
     width = max(map(len, tops), default=0)
     for (top, modules), own, owners in zip(tops.items(), files, libraries(*files)):
-        if owners - baseline:
-            text = ", ".join(sorted(owners - baseline))
+        if owners & _reporter.used:
+            text = ", ".join(sorted(owners & _reporter.used))
         elif owners:
             text = f"not counted: {', '.join(sorted(owners))} was loaded before, in the baseline"
         elif own:
@@ -1615,19 +1621,14 @@ def explanation(known: set[str]) -> list[str]:
 def is_editable(file: str) -> bool:
     """Tell whether the file is in the source tree of an editable install (PEP 610), or a finder of one."""
     json, parse = standard("json"), standard("urllib.parse")
-    for folder in import_path():
+    for info in installed_metadata():
         try:
-            infos = metadata_folders(folder, os.listdir(folder or "."))
-        except OSError:
-            continue
-        for info in infos:
-            try:
-                origin = json.loads(_read(f"{info}{os.sep}direct_url.json") or b"{}")
-                tree = parse.unquote(parse.urlsplit(origin["url"]).path)
-                if origin["dir_info"]["editable"] and file.startswith(os.path.join(tree, "")):
-                    return True
-            except (ValueError, KeyError, TypeError):
-                pass  # there is none, or it is rubbish
+            origin = json.loads(_read(f"{info}{os.sep}direct_url.json") or b"{}")
+            tree = parse.unquote(parse.urlsplit(origin["url"]).path)
+            if origin["dir_info"]["editable"] and file.startswith(os.path.join(tree, "")):
+                return True
+        except (ValueError, KeyError, TypeError):
+            pass  # there is none, or it is rubbish
     return os.path.basename(file).startswith("__editable__")
 
 
