@@ -17,13 +17,15 @@ of the environment, or with two lines at the top of a script:
 
 and by telling it where the statsd server is. Switch it off by leaving the host
 empty, or with DO_NOT_TRACK=1, or with `python -m popcon uninstall`. Try it out with
-`python -m popcon selftest`; see what a program would send with `python -m popcon run`.
+`python -m popcon selftest`; see what a program would send with `python -m popcon run`,
+and what all of them have used, and which libraries can go, with `python -m popcon usage`.
 
     PYTHON_POPCONTEST_STATSD_HOST         name or address; nothing is sent without it
     PYTHON_POPCONTEST_STATSD_PORT         default 9125
     PYTHON_POPCONTEST_STATSD_PREFIX       default python_popcon.library_used
     PYTHON_POPCONTEST_STATSD_SAMPLE_RATE  share of processes that report; default 1
     PYTHON_POPCONTEST_DEBUG               set to 1: says on stderr what was sent, or why nothing was
+    PYTHON_POPCONTEST_PROMETHEUS_HEADER   for `usage`: a header that Prometheus wants, 'Authorization: Bearer ...'
     DO_NOT_TRACK                          set, and not 0: nothing is ever sent
 
 The file reads along the way of the data: sys.modules, the files executed since
@@ -475,31 +477,60 @@ def standard(name: str) -> "Any":
 # ---- what a library requires ----------------------------------------------------
 
 
-def required(names: "Iterable[str]") -> set[str]:
-    """Return the names of libraries with those of all that they require here, transitively.
+def required(
+    names: "Iterable[str]",
+    infos: "Mapping[str, str] | None" = None,
+    others: "Mapping[str, Iterable[str]] | None" = None,
+) -> dict[str, set[str]]:
+    """Map the names of libraries, and of all that they require here, transitively, to those that require them.
 
-    Reads Requires-Dist of what is installed in the folders of sys.path. Markers are
-    evaluated (PEP 508); an extra counts only where a requirement asks for it.
+    Takes where the metadata of each library are, unless in the folders of sys.path, and what
+    libraries require besides. Markers are evaluated (PEP 508); an extra counts only where
+    a requirement asks for it.
     """
-    infos: dict[str, str] = {}
-    for info in installed_metadata():
-        infos.setdefault(normalized(os.path.basename(info).partition("-")[0]), info)
-    queue = [(name, "") for name in names]
+    if infos is None:
+        infos = {normalized(os.path.basename(info).partition("-")[0]): info for info in installed_metadata()[::-1]}
+    found: dict[str, set[str]] = {name: set() for name in names}
+    queue = [(name, "") for name in found]
+    known = set(queue)
     for name, extra in queue:  # which grows
-        info = infos.get(name, "")
-        metadata = _read(f"{info}{os.sep}METADATA") or _read(f"{info}{os.sep}PKG-INFO") if info else b""
-        for line in metadata.replace(b"\r", b"").partition(b"\n\n")[0].decode("utf-8", "replace").split("\n"):
-            field, _, text = line.partition(":")
-            # Most lines are for extras. What is no alternative needs no evaluation.
-            optional = "extra ==" in text and not extra and " or " not in text
-            if field.lower() == "requires-dist" and not optional:
+        pairs = [(other, "") for other in (others or {}).get(name, ())]
+        for text in requirements(infos[name]) if name in infos else ():
+            # Most are for extras. What is no alternative needs no evaluation.
+            if "extra ==" not in text or extra or " or " in text:
                 try:
-                    for pair in requirement(text, extra):
-                        if pair not in queue:
-                            queue.append(pair)
+                    pairs += requirement(text, extra)
                 except ValueError as error:
-                    debug(f"{info}: {error}")
-    return {name for name, _ in queue}
+                    debug(f"{infos[name]}: {error}")
+                    pairs.append((normalized(standard("re").match(r"[\w.-]*", text.strip())[0]), ""))
+        for pair in pairs:
+            if pair[0] != name:
+                found.setdefault(pair[0], set()).add(name)
+            if pair not in known:
+                known.add(pair)
+                queue.append(pair)
+    return found
+
+
+def metadata(info: str) -> list[tuple[str, str]]:
+    """Return the fields of the metadata (core metadata specification), names in lower case, without the description."""
+    text = _read(f"{info}{os.sep}METADATA") or _read(f"{info}{os.sep}PKG-INFO") or _read(info)
+    lines = text.replace(b"\r", b"").partition(b"\n\n")[0].decode("utf-8", "replace").split("\n")
+    return [(field.lower(), value.strip()) for field, _, value in (line.partition(":") for line in lines)]
+
+
+def requirements(info: str) -> list[str]:
+    """Return what the metadata require, as PEP 508 writes it; of an egg-info also from its requires.txt."""
+    found = [value for field, value in metadata(info) if field == "requires-dist"]
+    if not found:
+        marker = ""
+        for line in _read(f"{info}{os.sep}requires.txt").decode("utf-8", "replace").split("\n"):
+            if line.startswith("["):  # [extra:marker], for the lines that follow
+                extra, _, condition = line.strip("[] \r").partition(":")
+                marker = " and ".join([f'extra == "{extra}"'] * bool(extra) + [f"({condition})"] * bool(condition))
+            elif line.strip():
+                found.append(f"{line.strip()}; {marker}" if marker else line.strip())
+    return found
 
 
 def requirement(text: str, extra: str = "") -> list[tuple[str, str]]:
@@ -885,7 +916,7 @@ class Reporter:
             if self.baseline_libraries is None:
                 found, self.baseline_libraries = libraries(new, self.baseline)
                 if self.in_shell:  # what it loads later, for a traceback or a completion, is the shell's own
-                    self.baseline_libraries |= required(["ipython", "ipykernel"])
+                    self.baseline_libraries |= required(["ipython", "ipykernel"]).keys()
             else:
                 (found,) = libraries(new)
             self.used |= found - self.baseline_libraries
@@ -1228,7 +1259,7 @@ def _check_settings() -> "Iterator[tuple[str, str, str]]":
     if debugging():
         yield "ok", "debug", "PYTHON_POPCONTEST_DEBUG is set: every process says what it sends"
     for name in sorted(os.environ):
-        if name.startswith("PYTHON_POPCONTEST") and name not in {*SETTINGS, "PYTHON_POPCONTEST_DEBUG"}:
+        if name.startswith("PYTHON_POPCONTEST") and name not in {*SETTINGS, "PYTHON_POPCONTEST_DEBUG", HEADER}:
             yield "warning", "unknown", f"{name} is no setting of popcon"
 
 
@@ -1632,9 +1663,611 @@ def is_editable(file: str) -> bool:
     return os.path.basename(file).startswith("__editable__")
 
 
+# ---- the answer: usage ----------------------------------------------------------------
+
+HEADER = "PYTHON_POPCONTEST_PROMETHEUS_HEADER"
+
+
+def usage(options: "Any") -> int:
+    """Say of each installed library how much it is used, and which can go; return the exit status.
+
+    Takes what main() has parsed. Raises SystemExit with a sentence if the counts can't be had.
+    """
+    doing = ["asking for the counts"]
+    done = _show_progress(doing)
+    try:
+        now = standard("time").time()
+        start = now - options.window
+        metric = options.metric or metric_name(setting("PYTHON_POPCONTEST_STATSD_PREFIX"))
+        headers = [_header(text) for text in [os.environ.get(HEADER, ""), *options.header] if text]
+        if options.prometheus:
+            ask = prometheus(options.prometheus, dict(headers))
+            counts, since = counts_in_prometheus(ask, metric, options.match, start, now)
+        else:
+            counts, since, now = counts_at_exporter(options.metrics, dict(headers), metric, now)
+        if not any(counts.values()):
+            what = f"no count of {metric} rose" if counts else f"there is no counter {metric}{options.match and ' that matches'}"
+            raise OSError(f"{what} in this time; does anything report (see selftest), and is that its name (see --metric)?")
+        doing[0] = "reading what is installed"
+        rows = judged(counts, options.keep)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"popcon: {_printable(str(error))}") from None
+    finally:
+        done()
+    young = ""
+    if since is None:
+        young = "it is not known since when this was counted"
+    elif since > start + 0.01 * options.window:
+        young = f"this was counted since {_date(since)} only"
+    if young:
+        hint = f"; ask for --window {_duration(now - since)} if that is long enough" if since else ""
+        print(f"popcon: nothing is called unused: {young}{hint}", file=sys.stderr)
+        for row in rows:
+            if row["status"] == "unused":
+                row.update(status="unknown", reason=young)
+    if options.unused:
+        sys.stdout.writelines(row["library"] + "\n" for row in rows if row["status"] == "unused")
+        return 1 if young else 0
+    for row in rows:
+        if row["processes"] and row["processes"] < options.at_least:
+            row["processes"] = None
+    if options.json:
+        print(standard("json").dumps(rows, indent=1))
+    else:
+        print(*table(rows, options.at_least, _date(since or now)), sep="\n")
+    return 0
+
+
+# Where the counts come from.
+
+
+def metric_name(prefix: str) -> str:
+    """Return the name that README's mapping rules give to the counters of a statsd prefix.
+
+    The word after `namespace` becomes a label.
+    """
+    words = prefix.split(".")
+    if "namespace" in words[:-2]:
+        del words[words.index("namespace") :][:2]
+    return "_".join(words).replace("-", "_")
+
+
+def _header(text: str) -> tuple[str, str]:
+    """Return name and value of an HTTP header (RFC 9110); raise ValueError, which never shows a secret."""
+    name, colon, value = (part.strip() for part in text.partition(":"))
+    if not colon or not _made_of(name, "-_") or not (value.isascii() and value.isprintable()):
+        raise ValueError(f"a header must read 'Name: value', in --header and in {HEADER}")
+    return name, value
+
+
+def fetch(url: str, headers: dict[str, str], form: "Mapping[str, object] | None" = None) -> str:
+    """Return what an HTTP server answers to a GET, or to a POST of the form. Raises OSError with a sentence.
+
+    Follows no redirect: what it leads to is a log-in page, and the headers may hold a secret.
+    """
+    request, http = standard("urllib.request"), standard("http.client")
+    clock = standard("time").monotonic
+
+    class Stay(request.HTTPRedirectHandler):  # type: ignore[misc, name-defined]
+        def redirect_request(self, *ignored: object) -> None:
+            return None
+
+    data = standard("urllib.parse").urlencode(form).encode() if form else None
+    end, text = clock() + 60, b""
+    try:
+        with request.build_opener(Stay).open(request.Request(url, data, headers), timeout=30) as answer:
+            while chunk := answer.read1(1 << 20):
+                text += chunk
+                if clock() > end or len(text) > 1 << 28:
+                    raise OSError("its answer does not end")
+    except request.HTTPError as error:
+        text = error.read(1 << 16)
+        if error.headers.get("Location"):
+            why = f"redirects to {error.headers['Location']}; does it want a --header 'Authorization: ...'?"
+        else:
+            why = f"answers {error.code} {error.reason}"
+            try:
+                why += f": {standard('json').loads(text)['error']}"  # as Prometheus says what is wrong
+            except (ValueError, KeyError, TypeError):
+                pass
+        raise OSError(f"{url} {why}") from None
+    except (OSError, ValueError, http.HTTPException) as error:
+        raise OSError(f"{url} cannot be read: {getattr(error, 'reason', '') or error or type(error).__name__}") from None
+    return text.decode("utf-8", "replace")
+
+
+def prometheus(url: str, headers: dict[str, str]) -> "Callable[..., Any]":
+    """Return a function that asks Prometheus' HTTP API at the URL, under which api/v1 lies.
+
+    It takes a PromQL expression and `time`, or `start`, `end` and `step`, in seconds. It returns
+    a dictionary: of each series the labels, as a frozenset of pairs without the metric's
+    name, to a list of (time, value). Raises OSError with a sentence.
+    """
+
+    def ask(query: str, **when: float) -> "dict[frozenset[tuple[str, str]], list[tuple[float, float]]]":
+        where = f"{url.rstrip('/')}/api/v1/{'query_range' if 'step' in when else 'query'}"
+        text = fetch(where, headers, {"query": query, **when})
+        try:
+            answer = standard("json").loads(text)
+            # PromQL's remarks are harmless. Thanos and Mimir say so what was out of reach.
+            warnings = [text for text in answer.get("warnings", ()) if not text.startswith("PromQL")]
+            found = {
+                frozenset(pair for pair in series["metric"].items() if pair[0] != "__name__"): [
+                    (float(time), float(value)) for time, value in series.get("values") or [series["value"]]
+                ]
+                for series in answer["data"]["result"]
+            }
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise OSError(f"{where} does not answer as Prometheus does, but {' '.join(text[:60].split())!r}") from None
+        if warnings:
+            raise OSError(f"{where} does not know all: {warnings[0]}")
+        return found
+
+    return ask
+
+
+REACH = 2 * 3600  # seconds that may lie between two samples of a series: some fetch once an hour, for privacy
+
+
+def counts_in_prometheus(
+    ask: "Callable[..., Any]", metric: str, match: str, start: float, end: float
+) -> "tuple[dict[str, float], float | None]":
+    """Return by how much the counters of each library rose between two times, and since when that is known.
+
+    Takes the function that prometheus() returns, and label matchers as PromQL writes them.
+    increase() would not do: it estimates, and misses the first sample of a series, so that a
+    library used once shows 0, and a restart of the exporter that leads from 1 to 1. So the
+    last values of each of an exporter's lives, from one start to the next, are added up.
+    """
+
+    def selector(*matchers: str) -> str:
+        return "{" + ",".join(filter(None, [f'__name__="{metric}"', match, *matchers])) + "}"
+
+    def last(begin: float, end: float, *matchers: str) -> "dict[Any, float]":
+        found = ask(f"last_over_time({selector(*matchers)}{_range(begin, end)})", time=end)
+        return {labels: samples[-1][1] for labels, samples in found.items() if _library(labels)}
+
+    whole = last(start, end)
+    if not whole:
+        return {}, None
+    lives = exporter_lives(ask, whole, start - REACH, end)
+    exporters = {}  # of each series its own: of two clusters with the same targets, the one with more labels in common
+    for labels in whole:
+        near = [exporter for exporter in lives if _target(exporter) == _target(labels)]
+        exporters[labels] = max(near, key=lambda exporter: len(exporter & labels), default=None)  # noqa: B023
+    counts = dict.fromkeys(map(_library, whole), 0.0)
+    for exporter, times in lives.items():
+        own = [f"{key}={_quoted(value)}" for key, value in _target(exporter)]
+        for begin, finish in zip(times, times[1:]):
+            if finish > start:
+                before = last(begin, start, *own) if begin < start else {}
+                values = whole if len(times) == 2 else last(max(begin, start), finish - 0.001, *own)
+                for labels, value in values.items():
+                    if exporters.get(labels) == exporter:
+                        counts[_library(labels)] += value - before.get(labels, 0.0)
+    unknown = [labels for labels, exporter in exporters.items() if exporter is None]
+    if unknown:  # in a federated Prometheus, say: where restarts can't be seen, they are guessed from falling values
+        before = {labels: samples[-1][1] for labels, samples in ask(selector(), time=start).items()}
+        window = f"{selector()}{_range(start, end)}"
+        risen = ask(f"increase({window}) and resets({window}) > 0", time=end)
+        for labels in unknown:
+            value = whole[labels] - before.get(labels, 0.0)
+            counts[_library(labels)] += max(1.0, risen[labels][-1][1]) if labels in risen else value
+    # Counters that were there at the start, or not long before, say that the counts reach back to it.
+    if last(start - REACH, start):
+        return counts, start
+    step = max(1.0, (end - start) / 500)
+    (known,) = ask(f"count(last_over_time({selector()}{_range(0, step)}))", start=start, end=end + step, step=step).values()
+    return counts, known[0][0]
+
+
+def exporter_lives(
+    ask: "Callable[..., Any]", series: "Iterable[frozenset[tuple[str, str]]]", start: float, end: float
+) -> "dict[frozenset[tuple[str, str]], list[float]]":
+    """Return when each of the exporters of these series was seen to begin anew, with start and end around it.
+
+    An exporter is known by the labels of its process_start_time_seconds.
+    """
+    escape = standard("re").escape
+    targets = [dict(_target(labels)) for labels in series]
+    clock = "process_start_time_seconds{" + ",".join(
+        f"{key}=~{_quoted('|'.join(sorted({escape(target.get(key, '')) for target in targets})))}" for key in TARGET
+    )
+    step = max(1.0, (end - start) / 500)
+    lives = {}
+    seen = ask(f"last_over_time({clock}}}{_range(0, max(step, REACH))})", start=start, end=end + step, step=step)
+    for exporter, samples in seen.items():
+        times, first = [start], samples[0][0]
+        for (before, old), (after, new) in zip(samples, samples[1:]):
+            if old != new:  # when exactly, and how often?
+                own = ",".join(f"{key}={_quoted(value)}" for key, value in exporter)
+                close = ask(f"process_start_time_seconds{{{own}}}{_range(before - REACH, after)}", time=after)
+                for (leave, old), (enter, new) in zip(close[exporter], close[exporter][1:]):
+                    # Otherwise it was the machine's clock that was set right, by which Linux tells the start.
+                    restarted = old != new and new - old > leave - first - 2
+                    if restarted and enter > times[-1]:
+                        times.append(enter)
+                        first = enter
+        lives[exporter] = [*times, end + 0.001]
+    return lives
+
+
+TARGET = "job", "instance"  # the labels by which Prometheus tells what it fetches from
+
+
+def _target(labels: "frozenset[tuple[str, str]]") -> "set[tuple[str, str]]":
+    return {pair for pair in labels if pair[0] in TARGET}
+
+
+def _library(labels: "frozenset[tuple[str, str]]") -> str:
+    return normalized(dict(labels).get("library", ""))
+
+
+def _quoted(text: str) -> str:
+    return str(standard("json").dumps(text, ensure_ascii=False))  # PromQL reads text as Go and JSON do
+
+
+def _range(start: float, end: float) -> str:
+    return f"[{max(1, round((end - start) * 1000))}ms]"
+
+
+def counts_at_exporter(
+    source: str, headers: dict[str, str], metric: str, now: float
+) -> "tuple[dict[str, float], float | None]":
+    """Return what statsd_exporter has counted of each library, and since when, None if that is not told.
+
+    Takes the URL of its metrics or a file that they were saved in, in Prometheus' text format.
+    """
+    re = standard("re")
+    if re.match("https?://", source):
+        text = fetch(source, headers)
+    else:
+        with open(source, encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    counts: dict[str, float] = {}
+    since = None
+    sample = re.compile(r'([a-zA-Z_:][\w:]*)(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+([^\s#]+)')
+    for line in text.splitlines():
+        found = sample.match(line)
+        try:
+            if found and found[1] == "process_start_time_seconds":
+                since = float(found[3])
+            elif found and found[1] == metric:
+                label = re.search(r'(?:^|,)\s*library="([\w.-]*)"', found[2] or "")
+                name = normalized(label[1]) if label else ""
+                if name:
+                    counts[name] = counts.get(name, 0.0) + float(found[3])
+        except ValueError:
+            raise OSError(f"{source} is no list of metrics: {line[:80]!r}") from None
+    return counts, since
+
+
+# What is installed, and what may go.
+
+# What hosts the sessions, installs, or is in the baseline itself: that nobody imports them says nothing.
+HOSTS = {
+    *("ipykernel", "ipython", "jupyter", "jupyter-server", "jupyterhub", "jupyterlab", "nbclassic", "notebook", "voila"),
+    *("conda", "mamba", "pip", "setuptools", "uv", "wheel", "popcon", "popularity-contest"),
+}
+
+
+class Library:
+    """What the metadata (PEP 376, PEP 627) say of an installed library.
+
+    `files` are the paths of its files with their sizes in bytes, bytecode included, none if there
+    is no RECORD; `modules` those of them that can be imported.
+    """
+
+    def __init__(self, info: str) -> None:
+        fields = dict(reversed(metadata(info)))  # the first of several decides
+        self.info, self.name, self.version = info, normalized(fields.get("name", "")), fields.get("version", "")
+        separator = os.fsencode(os.sep)
+        self.folder = os.fsencode(os.path.dirname(info)).replace(separator, b"/") + b"/"
+        self.files: dict[bytes, int] = {}
+        self.modules = []
+        suffixes = tuple(os.fsencode(suffix) for suffix in standard("importlib.machinery").all_suffixes())
+        sources: dict[bytes, set[bytes]] = {}  # by the folder of their bytecode
+        try:
+            lines = record_lines(_read(f"{info}{os.sep}RECORD"))
+        except Exception as error:  # csv has its limits
+            debug(f"cannot read {info}: {error!r}")
+            lines = []
+        for line in lines:
+            relative = line.partition(b",")[0]
+            if relative:
+                path = self.folder + relative
+                if relative.startswith(b".."):
+                    path = os.path.normpath(path).replace(separator, b"/")
+                self.files[path] = _size(path)
+                place, _, base = path.rpartition(b"/")
+                if base.endswith(b".py"):
+                    sources.setdefault(place + b"/__pycache__", set()).add(base[:-3])
+                # libfoo.so is not imported, but loaded by somebody else.
+                if base.endswith(suffixes) and path.startswith(self.folder) and not base.startswith(b"lib"):
+                    self.modules.append(path)
+        for place, names in sources.items():
+            try:
+                compiled = [place + b"/" + base for base in os.listdir(place) if base.partition(b".")[0] in names]
+            except OSError:
+                continue  # never imported
+            self.files |= {path: _size(path) for path in compiled if path not in self.files}
+
+    def obstacle(self, everywhere: bool) -> str:
+        """Say why a count of zero proves nothing, "" if it does; takes whether every process here reports."""
+        scripts, entry_points = [], _read(f"{self.info}{os.sep}entry_points.txt").decode("utf-8", "replace")
+        groups = set(standard("re").findall(r"(?m)^\s*\[\s*([^]\s]+)", entry_points))
+        plugs = sorted(groups - {"console_scripts", "gui_scripts"})
+        for path in self.files:
+            place, _, base = path.rpartition(b"/")
+            if place + b"/" == self.folder and base.endswith((b".pth", b".start", b"customize.py")):
+                return "takes part in every start of Python"
+            if b"/share/jupyter/" in path or b"/etc/jupyter/" in path:
+                return "extends Jupyter"
+            if place.endswith((b"/bin", b"/Scripts")) and path.count(b"/") <= self.folder.count(b"/") + 1:
+                scripts.append(path)
+        if not library_name(self.info):
+            return "editable installs are not counted"
+        if not self.files:
+            return "has no RECORD of its files; pip did not install it"
+        if not self.modules:
+            return "has nothing to import"
+        if plugs:
+            return f"others may find it as a plug-in: {', '.join(plugs)}"
+        if (scripts or groups) and not everywhere:
+            return "its commands may be in use: they do not report here"
+        foreign = [path for path in scripts if b"python" not in _read(os.fsdecode(path), 100).partition(b"\n")[0]]
+        return f"has a command that is no Python: {os.path.basename(os.fsdecode(foreign[0]))}" if foreign else ""
+
+
+def _size(path: bytes) -> int:
+    try:
+        return os.stat(path, follow_symlinks=False).st_size
+    except OSError:
+        return 0  # somebody removed it
+
+
+def judged(counts: "Mapping[str, float]", keep: "Sequence[str]") -> "list[dict[str, Any]]":
+    """Return a row for each library, installed or counted, in the order of their names: what --json tells.
+
+    Takes the names or globs of what is to be kept. Only what nobody used, what can be judged,
+    and what nothing that stays requires, is `unused`.
+    """
+    fnmatch, re = standard("fnmatch"), standard("re")
+    installed: dict[str, Library] = {}
+    for info in installed_metadata():
+        library = Library(info)
+        # Without a name the metadata are rubbish, as selftest tells; elsewhere an egg-info is somebody's source tree.
+        if library.name and (library.files or library.folder.endswith((b"-packages/", b".egg/"))):
+            installed.setdefault(library.name, library)
+    reasons = {name: library.obstacle(_all_processes_report()) for name, library in installed.items()}
+    reasons |= dict.fromkeys(libraries(executed_files(dict(sys.modules)))[0], "is loaded at every start, uncounted")
+    reasons |= dict.fromkeys(HOSTS, "belongs to what runs sessions or installs")
+    for pattern in keep:
+        names = fnmatch.filter(installed, re.sub(r"[-_.]+", "-", pattern).lower())
+        reasons |= dict.fromkeys(names, "is to be kept")
+        if not names:
+            print(f"popcon: nothing installed is called {pattern!r}, which was to be kept", file=sys.stderr)
+    # Who uninstalls one of two libraries that share a file takes it from the other.
+    shared: dict[str, set[str]] = {}
+    owners: dict[bytes, str] = {}
+    for name, library in installed.items():
+        for path in library.modules:
+            other = owners.setdefault(path, name)
+            if other != name:
+                shared.setdefault(name, set()).add(other)
+                shared.setdefault(other, set()).add(name)
+    stays = [name for name in installed if counts.get(name) or reasons[name]]
+    requirers = required(stays, {name: library.info for name, library in installed.items()}, shared)
+    rows = []
+    for name in sorted(installed.keys() | {name for name, count in counts.items() if count}):
+        processes = max(1, round(counts[name])) if counts.get(name) else 0
+        required_by = sorted(requirers.get(name, ()))
+        if name not in installed:
+            status, reason = "absent", ""
+        elif processes:
+            status, reason = "used", ""
+        elif required_by:
+            status, reason = "required", ""
+        else:
+            status, reason = "unknown" if reasons[name] else "unused", reasons[name]
+        here = installed.get(name)
+        rows.append(
+            {
+                "library": name,
+                "version": here.version if here else None,
+                "processes": processes,
+                "status": status,
+                "required_by": required_by,
+                "reason": reason,
+                "bytes": sum(here.files.values()) if here and here.files else None,
+            }
+        )
+    return rows
+
+
+def _all_processes_report() -> bool:
+    """Tell whether start-up has set popcon up: it is imported then, and not only run as a program."""
+    return bool(getattr(sys.modules.get("popcon"), "_is_set_up", False))
+
+
+# How it is shown.
+
+
+def table(rows: "Sequence[Mapping[str, Any]]", least: int, since: str) -> "Iterator[str]":
+    """Yield the lines of the table, as wide as the terminal. Counts below `least` are None in the rows."""
+    width = max(40, standard("shutil").get_terminal_size((100, 24)).columns)
+    is_narrow = sys.stdout.isatty() or bool(os.environ.get("COLUMNS"))  # in a file lines may be longer
+    is_utf8 = "utf" in (sys.stdout.encoding or "").lower()
+    is_plain = not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    installed = [row for row in rows if row["status"] != "absent"]
+    groups = {
+        status: sorted(
+            (row for row in rows if row["status"] == status), key=lambda row: (-(row["processes"] or 0), row["library"])
+        )
+        for status in ("used", "unused", "required", "unknown", "absent")
+    }
+    most = max((row["processes"] or 0 for row in rows), default=0) or 1
+    digits = max(len("processes"), len(f"{most:,}"))
+    left = width - len("rank    ") - digits - len("  123.4 MB")
+    names = min(left, max(map(len, ["library", *(row["library"] for row in rows)])))
+    versions = min(12, max(map(len, ["version", *(row["version"] or "" for row in rows)])))
+    versions = versions if left - names >= versions + 2 else 0
+    bars = left - names - (versions + 2) * bool(versions) - 2
+    bars = bars if bars > 4 else 0
+
+    def cut(text: str, size: int) -> str:
+        return text if len(text) <= size else text[: size - 1] + ("…" if is_utf8 else "~")
+
+    def paint(code: int, text: str) -> str:
+        return text if is_plain or not text.strip() else f"\33[{code}m{text}\33[m"
+
+    def bar(count: int) -> str:
+        if not is_utf8:
+            return "#" * round(bars * count / most or 1)
+        whole, eighths = divmod(max(1, round(8 * bars * count / most)), 8)
+        return "█" * whole + " ▏▎▍▌▋▊▉"[eighths].strip()
+
+    def line(rank: object, library: str, version: str, count: str, size: str, drawn: str = "") -> str:
+        version = f"  {cut(version, versions):{versions}}" if versions else ""
+        drawn = "  " + paint(32, f"{drawn:{bars}}") if bars else ""
+        return f"{rank:>4}  {cut(library, names):{names}}{version}  {count:>{digits}}{drawn}  {size:>8}".rstrip()
+
+    def head(title: str, shown: "Sequence[Mapping[str, Any]]") -> "Iterator[str]":
+        yield ""
+        yield paint(1, f"{title}: {len(shown)} {'library' if len(shown) == 1 else 'libraries'}, {_bytes(shown)}")
+
+    def each(shown: "Iterable[Mapping[str, Any]]") -> "Iterator[str]":
+        for rank, row in enumerate(shown, 1):
+            count = f"<{least}" if row["processes"] is None else f"{row['processes']:,}"
+            drawn = bar(row["processes"]) if bars and row["processes"] else ""
+            size = _bytes([row]) if row["status"] == "used" else ""
+            yield line(rank, row["library"], row["version"] or "", count, size, drawn)
+
+    yield paint(1, line("rank", "library", "version", "processes", "size"))
+    yield from each(groups["used"])
+    for status, title in {
+        "unused": "Can go",
+        "required": "Needed by others",
+        "unknown": "Cannot be judged",
+    }.items():
+        shown = groups[status]
+        if shown:
+            yield from head(title, shown)
+        for row in shown:
+            others = row["required_by"]
+            text = row["reason"] or ", ".join(others[:5]) + (f" and {len(others) - 5} others" if others[5:] else "")
+            version = f"  {cut(row['version'], versions):{versions}}" if versions else ""
+            start = f"      {cut(row['library'], names):{names}}{version}  {_bytes([row]):>8}"
+            text = f"{start}  {text}".rstrip()
+            yield cut(text, width) if is_narrow else text
+    if groups["absent"]:
+        yield ""
+        yield paint(1, "Counted, but not installed here")
+        yield from each(groups["absent"])
+    yield ""
+    unused = groups["unused"]
+    yield f"{len(unused)} of {len(installed)} libraries can go, {_bytes(unused)} of {_bytes(installed)}."
+    if unused:
+        yield f"Nobody has imported them since {since}, and nothing that stays needs them."
+
+
+def _bytes(rows: "Iterable[Mapping[str, Any]]") -> str:
+    """Return how much room the libraries take, in units of the SI."""
+    sizes = [row["bytes"] for row in rows]
+    size = float(sum(filter(None, sizes)))
+    if sizes and not any(sizes):
+        return "?"
+    units = ["B", "kB", "MB", "GB"]
+    while size >= 999.95 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.{0 if units[0] == 'B' else 1}f} {units[0]}"
+
+
+def _date(time: float) -> str:
+    """Return the local time as a date, with the hour if that is not long ago."""
+    clock = standard("time")
+    return str(clock.strftime("%Y-%m-%d" if clock.time() - time > 5 * 86400 else "%Y-%m-%d %H:%M:%S", clock.localtime(time)))
+
+
+UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 86400}
+
+
+def seconds(duration: str) -> float:
+    """Return the seconds of a duration as PromQL writes it: 90d, 1h30m. Raises ValueError."""
+    parts = standard("re").findall(r"(\d+)(ms|[smhdwy])", duration)
+    total = float(sum(int(number) * UNITS[unit] for number, unit in parts))
+    if "".join(map("".join, parts)) != duration or not 1 <= total < 100 * UNITS["y"]:
+        raise ValueError("must be a duration such as 90d, 12h or 1h30m")
+    return total
+
+
+def _url(text: str) -> str:
+    parts = standard("urllib.parse").urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
+        raise ValueError("must be http://HOST:PORT, and a path if Prometheus is under one; who you are goes into --header")
+    return text
+
+
+def _matchers(text: str) -> str:
+    if not (text.startswith("{") and text.endswith("}")):
+        raise ValueError("must be label matchers as PromQL writes them, such as '{namespace=\"prod\"}'")
+    return text[1:-1].strip().rstrip(",")
+
+
+def _duration(time: float) -> str:
+    """Return the duration, rounded down, as seconds() reads it."""
+    unit = max((unit for unit in "smhd" if time >= 2 * UNITS[unit]), key=UNITS.__getitem__, default="s")
+    return f"{max(1, int(time / UNITS[unit]))}{unit}"
+
+
+def _printable(text: str) -> str:
+    """Return what a server or metadata say, without what could steer a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _show_progress(doing: list[str]) -> "Callable[[], None]":
+    """Say on a terminal what is being done, if it takes longer than a second; return what ends it."""
+    if not (sys.stderr and sys.stderr.isatty()):
+        return lambda: None
+    threading = standard("threading")
+    done = threading.Event()
+
+    def show() -> None:
+        wait = 1.0
+        while not done.wait(wait):
+            print(f"\r\33[K{doing[0]} ...", end="", file=sys.stderr, flush=True)
+            wait = 0.1
+        if wait < 1:
+            print("\r\33[K", end="", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        done.set()
+        thread.join()
+
+    return stop
+
+
+# ---- the commands ---------------------------------------------------------------------
+
+
 def main(arguments: "Sequence[str] | None" = None) -> int:
     """Run the command line, and return the exit status; wrong usage exits with 2."""
-    parser = standard("argparse").ArgumentParser(
+    argparse = standard("argparse")
+
+    def checked(read: "Callable[[str], Any]") -> "Callable[[str], Any]":
+        def parse(text: str) -> "Any":
+            try:
+                return read(text)
+            except ValueError as error:
+                raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
+
+        return parse
+
+    parser = argparse.ArgumentParser(
         prog="python -m popcon",
         description="Tell which installed libraries are really used, and nothing about who uses them.",
     )
@@ -1658,6 +2291,32 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     commands.add_parser(
         "uninstall", help="remove what install wrote", description="Remove what install wrote, and only that."
     )
+    asking = commands.add_parser(
+        "usage",
+        help="tell how much each installed library is used, and which can go",
+        description="Tell how much each library installed here is used, from the counts that the site has collected, and "
+        "which can go. Nothing is changed, here or on any server. Exit status 1 if there is no sound answer.",
+    )
+    source = asking.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prometheus", type=checked(_url), metavar="URL", help="where Prometheus is, such as http://prometheus:9090")
+    source.add_argument("--metrics", metavar="FILE_OR_URL", help="statsd_exporter's own /metrics, or a file with them")
+    asking.add_argument(
+        "--window", type=checked(seconds), default="90d", metavar="DURATION", help="time up to now that counts, such as 30d (default: 90d)"
+    )
+    asking.add_argument("--match", default="{}", type=checked(_matchers), metavar="'{...}'", help="""labels that count: '{namespace="prod"}'""")
+    asking.add_argument(
+        "--keep", nargs="+", action="extend", default=[], metavar="NAME", help="libraries that stay, by name or glob"
+    )
+    asking.add_argument("--metric", default="", help="name of the counters, if README's mapping rules do not make it")
+    asking.add_argument(
+        "--header", action="append", default=[], help=f"for a guarded server, 'Authorization: Bearer ...'; better in {HEADER}"
+    )
+    asking.add_argument(
+        "--at-least", type=int, default=0, metavar="K", help="show counts below K as <K, to publish the table"
+    )
+    shape = asking.add_mutually_exclusive_group()
+    shape.add_argument("--unused", action="store_true", help="print only the names that can go, for pip uninstall")
+    shape.add_argument("--json", action="store_true", help="print all as JSON")
     command = commands.add_parser(
         "run",
         help="run a program, and say what would be sent at its end",
@@ -1682,6 +2341,10 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         (command if options.command == "run" else parser).error(f"unknown option {unknown[0]}")
     if options.command == "install":
         return install(options.all_processes, options.vendor)
+    if options.command == "usage":
+        if options.match and options.metrics:
+            asking.error("--match is for --prometheus; an exporter's metrics are taken as they are")
+        return usage(options)
     return uninstall() if options.command == "uninstall" else selftest()
 
 

@@ -172,6 +172,48 @@ print(*sorted(popcon.used_libraries()), sep=" ", end="")
             self.assertRegex(line, r"^python_popcon\.library_used\.[a-z0-9-]+:1\|c$")
         return {line[len("python_popcon.library_used.") : -len(":1|c")] for line in lines}, result
 
+    @contextlib.contextmanager
+    def exporter(self, mapping: str, place: tuple[int, int] = (0, 0)) -> Iterator[tuple[dict[str, Any], Any]]:
+        """The real statsd_exporter: the settings for it, and a function that gives its metrics.
+
+        Takes the ports for statsd and for the metrics, if it is to take another's place.
+        """
+        (self.folder / "mapping.yaml").write_text(mapping, encoding="utf-8")
+        with Server() as server, socket.create_server(("127.0.0.1", 0)) as tcp:
+            settings, port = server.settings, place[1] or tcp.getsockname()[1]
+        settings |= {"PYTHON_POPCONTEST_STATSD_PORT": str(place[0])} if place[0] else {}
+        process = subprocess.Popen(
+            [
+                EXPORTER,
+                f"--statsd.mapping-config={self.folder / 'mapping.yaml'}",
+                f"--statsd.listen-udp=127.0.0.1:{settings['PYTHON_POPCONTEST_STATSD_PORT']}",
+                "--statsd.listen-tcp=",
+                "--statsd.read-buffer=4194304",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stderr=subprocess.DEVNULL,
+        )
+
+        url = f"http://127.0.0.1:{port}/metrics"
+
+        def metrics() -> dict[str, float]:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                lines = answer.read().decode().splitlines()
+            return {
+                line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")
+            }
+
+        try:
+            for _ in range(100):
+                with contextlib.suppress(OSError):
+                    metrics()
+                    break
+                time.sleep(0.1)
+            yield settings, metrics
+        finally:
+            process.kill()
+            process.wait()
+
 
 class TestWhatCounts(Case):
     def test_a_package_a_single_file_and_an_extension_count(self) -> None:
@@ -2199,42 +2241,6 @@ class TestRealThings(Case):
                         )
             finally:
                 copy.unlink()
-
-    @contextlib.contextmanager
-    def exporter(self, mapping: str) -> Iterator[tuple[dict[str, Any], Any]]:
-        """The real statsd_exporter: the settings for it, and a function that gives its metrics."""
-        (self.folder / "mapping.yaml").write_text(mapping, encoding="utf-8")
-        with Server() as server, socket.create_server(("127.0.0.1", 0)) as tcp:
-            settings, port = server.settings, tcp.getsockname()[1]
-        process = subprocess.Popen(
-            [
-                EXPORTER,
-                f"--statsd.mapping-config={self.folder / 'mapping.yaml'}",
-                f"--statsd.listen-udp=127.0.0.1:{settings['PYTHON_POPCONTEST_STATSD_PORT']}",
-                "--statsd.listen-tcp=",
-                "--statsd.read-buffer=4194304",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            stderr=subprocess.DEVNULL,
-        )
-
-        def metrics() -> dict[str, float]:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-                lines = answer.read().decode().splitlines()
-            return {
-                line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")
-            }
-
-        try:
-            for _ in range(100):
-                with contextlib.suppress(OSError):
-                    metrics()
-                    break
-                time.sleep(0.1)
-            yield settings, metrics
-        finally:
-            process.kill()
-            process.wait()
 
     @unittest.skipUnless(EXPORTER, "needs POPCON_TEST_STATSD_EXPORTER, the path of statsd_exporter")
     def test_the_real_exporter_counts_each_process_once(self) -> None:
