@@ -777,6 +777,8 @@ def addresses(host: str, port: int) -> "list[tuple[int, Any]]":
         return look_up(socket.AI_NUMERICHOST)
     except OSError:
         pass  # a name
+    if host.encode() in _read("/etc/hosts").split():
+        return look_up(0)
     # A look-up can't be interrupted. So ask the name server by hand first: when it is silent, no
     # thread lingers, of which os.fork() would warn. And 3.12 starts none at exit.
     clock = standard("time").monotonic
@@ -795,12 +797,17 @@ def addresses(host: str, port: int) -> "list[tuple[int, Any]]":
         done.release()
 
     done.acquire()
+    handle = None
     try:
-        _thread.start_new_thread(work, ())
+        # From 3.13 on it can be joined: of a thread that is about to end os.fork() would warn, too.
+        begin = getattr(_thread, "start_joinable_thread", None)
+        handle = begin(work) if begin else _thread.start_new_thread(work, ())
     except RuntimeError:
         work()
     if not done.acquire(timeout=max(0.0, start + PATIENCE - clock())):
         raise silence
+    if hasattr(handle, "join"):
+        handle.join()
     if isinstance(results[0], Exception):
         raise results[0]
     return results[0]  # type: ignore[no-any-return]
@@ -808,8 +815,6 @@ def addresses(host: str, port: int) -> "list[tuple[int, Any]]":
 
 def _name_server_answers(host: str) -> bool:
     """Tell whether a look-up will not hang, by asking the first name server by hand (RFC 1035)."""
-    if host.encode() in _read("/etc/hosts").split():
-        return True
     lines = [line.split() for line in _read("/etc/resolv.conf").splitlines()]
     servers = [words[1] for words in lines if len(words) > 1 and words[0] == b"nameserver"]
     if not servers:

@@ -902,7 +902,7 @@ class TestSending(Case):
         with Server() as silent, mock.patch.object(popcon, "PATIENCE", 0.1):
             files = {
                 "/etc/resolv.conf": b"# x\nsearch a b\nnameserver 127.0.0.1\nnameserver ::1\n",
-                "/etc/hosts": b"10.0.0.1 known # x",
+                "/etc/hosts": b"127.0.0.1 localhost # x",
             }
             with (
                 mock.patch.object(popcon, "_read", files.__getitem__),
@@ -911,7 +911,8 @@ class TestSending(Case):
                 self.assertFalse(popcon._name_server_answers("statsd.example."))
                 (query,) = silent.received()
                 self.assertEqual(query[2:], b"\1\0\0\1\0\0\0\0\0\0\6statsd\7example\0\0\1\0\1")
-                self.assertTrue(popcon._name_server_answers("known"))
+                self.assertTrue(popcon.addresses("localhost", 9125))
+                self.assertEqual(silent.received(), [])
                 silent.socket.close()
                 self.assertTrue(popcon._name_server_answers("statsd.example"))
                 files["/etc/resolv.conf"] = b""
