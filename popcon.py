@@ -1678,24 +1678,27 @@ def usage(options: "Any") -> int:
 
     Takes what main() has parsed. Raises SystemExit with a sentence if the counts can't be had.
     """
+    try:
+        metric = options.metric or metric_name(setting("PYTHON_POPCONTEST_STATSD_PREFIX"))
+        headers = dict(_header(text) for text in [os.environ.get(HEADER, ""), *options.header] if text)
+    except ValueError as error:
+        raise SystemExit(f"popcon: {error}") from None
     doing = ["asking for the counts"]
     done = _show_progress(doing)
+    now = standard("time").time()
+    start = now - options.window
     try:
-        now = standard("time").time()
-        start = now - options.window
-        metric = options.metric or metric_name(setting("PYTHON_POPCONTEST_STATSD_PREFIX"))
-        headers = [_header(text) for text in [os.environ.get(HEADER, ""), *options.header] if text]
         if options.prometheus:
-            ask = prometheus(options.prometheus, dict(headers))
+            ask = prometheus(options.prometheus, headers)
             counts, since = counts_in_prometheus(ask, metric, options.match, start, now)
         else:
-            counts, since, now = counts_at_exporter(options.metrics, dict(headers), metric, now)
+            counts, since = counts_at_exporter(options.metrics, headers, metric)
         if not any(counts.values()):
             what = f"no count of {metric} rose" if counts else f"there is no counter {metric}{options.match and ' that matches'}"
             raise OSError(f"{what} in this time; does anything report (see selftest), and is that its name (see --metric)?")
         doing[0] = "reading what is installed"
         rows = judged(counts, options.keep)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise SystemExit(f"popcon: {_printable(str(error))}") from None
     finally:
         done()
@@ -1733,7 +1736,8 @@ def metric_name(prefix: str) -> str:
     """
     words = prefix.split(".")
     if "namespace" in words[:-2]:
-        del words[words.index("namespace") :][:2]
+        place = words.index("namespace")
+        del words[place : place + 2]
     return "_".join(words).replace("-", "_")
 
 
@@ -1861,9 +1865,12 @@ def counts_in_prometheus(
     # Counters that were there at the start, or not long before, say that the counts reach back to it.
     if last(start - REACH, start):
         return counts, start
-    step = max(1.0, (end - start) / 500)
-    (known,) = ask(f"count(last_over_time({selector()}{_range(0, step)}))", start=start, end=end + step, step=step).values()
-    return counts, known[0][0]
+    since, step = end, end - start
+    while step > 1:  # closer and closer: of so much data Prometheus tells a few hundred points only
+        begin, step = since - step, max(1.0, step / 500)
+        first = f"count(last_over_time({selector()}{_range(0, step)}))"
+        ((since, _), *_), = ask(first, start=begin, end=since + step, step=step).values()
+    return counts, since
 
 
 def exporter_lives(
@@ -1882,14 +1889,16 @@ def exporter_lives(
     lives = {}
     seen = ask(f"last_over_time({clock}}}{_range(0, max(step, REACH))})", start=start, end=end + step, step=step)
     for exporter, samples in seen.items():
-        times, first = [start], samples[0][0]
-        for (before, old), (after, new) in zip(samples, samples[1:]):
+        times, first = [start], 0.0
+        earlier = [(samples[0][0] - step, None), *samples]  # what may have been before the first
+        for (before, old), (after, new) in zip(earlier, samples):
             if old != new:  # when exactly, and how often?
                 own = ",".join(f"{key}={_quoted(value)}" for key, value in exporter)
-                close = ask(f"process_start_time_seconds{{{own}}}{_range(before - REACH, after)}", time=after)
-                for (leave, old), (enter, new) in zip(close[exporter], close[exporter][1:]):
+                close = ask(f"process_start_time_seconds{{{own}}}{_range(before - REACH, after)}", time=after)[exporter]
+                first = first or close[0][0]
+                for (leave, left), (enter, entered) in zip(close, close[1:]):
                     # Otherwise it was the machine's clock that was set right, by which Linux tells the start.
-                    restarted = old != new and new - old > leave - first - 2
+                    restarted = left != entered and entered - left > leave - first - 2
                     if restarted and enter > times[-1]:
                         times.append(enter)
                         first = enter
@@ -1917,7 +1926,7 @@ def _range(start: float, end: float) -> str:
 
 
 def counts_at_exporter(
-    source: str, headers: dict[str, str], metric: str, now: float
+    source: str, headers: dict[str, str], metric: str
 ) -> "tuple[dict[str, float], float | None]":
     """Return what statsd_exporter has counted of each library, and since when, None if that is not told.
 
@@ -1930,10 +1939,11 @@ def counts_at_exporter(
         with open(source, encoding="utf-8", errors="replace") as file:
             text = file.read()
     counts: dict[str, float] = {}
-    since = None
+    since, is_known = None, False
     sample = re.compile(r'([a-zA-Z_:][\w:]*)(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+([^\s#]+)')
     for line in text.splitlines():
         found = sample.match(line)
+        is_known |= found is not None
         try:
             if found and found[1] == "process_start_time_seconds":
                 since = float(found[3])
@@ -1944,6 +1954,8 @@ def counts_at_exporter(
                     counts[name] = counts.get(name, 0.0) + float(found[3])
         except ValueError:
             raise OSError(f"{source} is no list of metrics: {line[:80]!r}") from None
+    if not is_known:
+        raise OSError(f"{source} is no list of metrics, but begins {' '.join(text[:60].split())!r}")
     return counts, since
 
 
@@ -1993,7 +2005,7 @@ class Library:
         for place, names in sources.items():
             try:
                 compiled = [place + b"/" + base for base in os.listdir(place) if base.partition(b".")[0] in names]
-            except OSError:
+            except (OSError, ValueError):
                 continue  # never imported
             self.files |= {path: _size(path) for path in compiled if path not in self.files}
 
@@ -2027,8 +2039,8 @@ class Library:
 def _size(path: bytes) -> int:
     try:
         return os.stat(path, follow_symlinks=False).st_size
-    except OSError:
-        return 0  # somebody removed it
+    except (OSError, ValueError):
+        return 0  # somebody removed it, or the RECORD is rubbish
 
 
 def judged(counts: "Mapping[str, float]", keep: "Sequence[str]") -> "list[dict[str, Any]]":
@@ -2114,11 +2126,10 @@ def table(rows: "Sequence[Mapping[str, Any]]", least: int, since: str) -> "Itera
     most = max((row["processes"] or 0 for row in rows), default=0) or 1
     digits = max(len("processes"), len(f"{most:,}"))
     left = width - len("rank    ") - digits - len("  123.4 MB")
-    names = min(left, max(map(len, ["library", *(row["library"] for row in rows)])))
-    versions = min(12, max(map(len, ["version", *(row["version"] or "" for row in rows)])))
-    versions = versions if left - names >= versions + 2 else 0
-    bars = left - names - (versions + 2) * bool(versions) - 2
-    bars = bars if bars > 4 else 0
+    versions = min(12, max(map(len, ["version", *(row["version"] or "" for row in rows)]))) if left > 50 else 0
+    left -= versions + 2 * bool(versions)
+    names = min(left - 10 if left > 25 else left, max(map(len, ["library", *(row["library"] for row in rows)])))
+    bars = left - names - 2 if left > 25 else 0
 
     def cut(text: str, size: int) -> str:
         return text if len(text) <= size else text[: size - 1] + ("…" if is_utf8 else "~")

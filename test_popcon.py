@@ -23,12 +23,15 @@ import tempfile
 import textwrap
 import time
 import types
+import threading
 import unittest
+import urllib.parse
 import urllib.request
 import venv
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -40,6 +43,7 @@ SOURCE = Path(popcon.__file__).resolve()
 EXPORTER = os.environ.get("POPCON_TEST_STATSD_EXPORTER", "")
 STATSD = os.environ.get("POPCON_TEST_STATSD", "")
 LARGE = os.environ.get("POPCON_TEST_LARGE", "")
+PROMETHEUS = os.environ.get("POPCON_TEST_PROMETHEUS", "")
 DEBIAN = list(filter(None, os.environ.get("POPCON_TEST_DEBIAN", "").split(":")))
 YAML = os.environ.get("POPCON_TEST_PYTHON_YAML", "")
 
@@ -203,6 +207,7 @@ print(*sorted(popcon.used_libraries()), sep=" ", end="")
                 line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")
             }
 
+        metrics.url = url  # type: ignore[attr-defined]
         try:
             for _ in range(100):
                 with contextlib.suppress(OSError):
@@ -2386,6 +2391,563 @@ class TestRealThings(Case):
             timeout=120,
         )
         self.assertEqual((result.returncode, result.stdout), (0, "ok\n"), result.stderr[-3000:])
+
+
+
+# Run in a large environment: what of the libraries to be removed is needed by what stays, as the packaging library
+# reads the requirements, and as imports tell when the modules of those libraries cannot be found.
+STAYS = """
+import importlib, importlib.metadata, json, sys
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+gone, used = set(json.loads(sys.argv[1])), sys.argv[2:]
+libraries = {canonicalize_name(library.metadata["Name"]): library for library in importlib.metadata.distributions()}
+assert gone < libraries.keys()
+needed = set()
+queue = [(name, "") for name in libraries.keys() - gone]
+for name, extra in queue:
+    for text in libraries[name].requires or () if name in libraries else ():
+        required = Requirement(text)
+        if required.marker is None or required.marker.evaluate({"extra": extra}):
+            other = canonicalize_name(required.name)
+            if other in gone:
+                needed.add(f"{name} needs {other}")
+            queue += {(other, extra) for extra in required.extras} - set(queue)
+
+kept_files = {str(file) for name in libraries.keys() - gone for file in libraries[name].files or ()}
+gone_files = {str(file) for name in gone for file in libraries[name].files or ()}
+modules = {
+    file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    for file in gone_files - kept_files if file.endswith(".py") and ".dist-info/" not in file
+}
+
+class Gone:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name in modules:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Gone)
+failed = []
+tops = ["pandas", "sklearn.linear_model", "matplotlib.pyplot", "requests", "google.cloud.storage", "ruamel.yaml", "spacy"]
+for top in tops:
+    try:
+        importlib.import_module(top)
+    except ImportError as error:
+        failed.append(f"{top}: {error}")
+print(json.dumps({"needed": sorted(needed), "failed": failed}))
+"""
+
+
+class Pages(ThreadingHTTPServer):
+    """A web server that answers what it is told, and keeps what it was asked."""
+
+    def __init__(self, answer: Callable[[str], tuple[int, dict[str, str], bytes]]) -> None:
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        pages = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                form = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+                pages.asked.append((f"{self.path}?{form}", dict(self.headers)))
+                status, headers, body = answer(f"{self.path}?{form}")
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_POST = do_GET
+
+            def log_message(self, *ignored: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.shutdown()
+        super().__exit__(*exception)
+
+
+class TestUsage(Case):
+    def usage(self, *arguments: str, before: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run `usage` where self.site holds all that is installed."""
+        path = os.pathsep.join([str(self.site), str(HERE)])
+        program = ["-c", f"{before}; import sys, popcon; sys.exit(popcon.main())"] if before else ["-m", "popcon"]
+        return subprocess.run(
+            [sys.executable, "-S", *program, "usage", *arguments],
+            env=clean_environ(**{"PYTHONPATH": path, "NO_PROXY": "*", "PYTHONUTF8": "1"} | settings),
+            cwd=self.own,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=60,
+        )
+
+    def counted(self, since: float = 1.0, **counts: float) -> str:
+        """The path of an exporter's saved metrics with these counts."""
+        lines = [f'python_popcon_library_used{{library="{name}"}} {count}\n' for name, count in counts.items()]
+        path = self.folder / "metrics.txt"
+        path.write_text(f"# HELP x\nprocess_start_time_seconds {since}\n" + "".join(lines))
+        return str(path)
+
+    def rows(self, *arguments: str, **options: str) -> dict[str, dict[str, Any]]:
+        ended = self.usage("--json", *arguments, **options)
+        self.assertEqual((ended.returncode, ended.stderr), (0, ""))
+        rows = json.loads(ended.stdout)
+        self.assertEqual([row["library"] for row in rows], sorted({row["library"] for row in rows}))
+        return {row.pop("library"): row for row in rows}
+
+    def states(self, *arguments: str, **options: str) -> dict[str, str]:
+        return {name: row["status"] for name, row in self.rows(*arguments, **options).items()}
+
+    def requiring(self, name: str, *requirements: str, **options: Any) -> Path:
+        lines = "".join(f"Requires-Dist: {text}\n" for text in requirements)
+        metadata = {"METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{lines}\nRequires-Dist: text\n"}
+        return self.install(name, f"{name}.py", more=metadata | options.pop("more", {}), **options)
+
+    def test_json_tells_of_each_library_what_is_documented(self) -> None:
+        self.requiring("Alpha", "beta", "gone; python_version < '3'", "tester; extra == 'test'")
+        for name in ("beta", "tester"):
+            self.install(name, f"{name}.py", f"{name}_more/__init__.py", source="pass\n")
+        self.install("types-x", "x-stubs/__init__.pyi")
+        compiled = self.site / "__pycache__"
+        self.write(compiled, {"beta.cpython-310.pyc": "12345", "beta_x.cpython-310.pyc": "not beta's"})
+        rows = self.rows("--metrics", self.counted(alpha=3, private=2))
+        size = {
+            name: sum(path.stat().st_size for path in self.site.glob(f"{name}-*/*")) + 2 * len("pass\n")
+            for name in ("beta", "tester")
+        }
+        common = {"version": "1.0", "processes": 0, "required_by": [], "reason": ""}
+        self.assertEqual(rows["beta"], common | {"status": "required", "required_by": ["alpha"], "bytes": size["beta"] + 5})
+        self.assertEqual(rows["tester"], common | {"status": "unused", "bytes": size["tester"]})
+        self.assertEqual(rows["alpha"]["status"], "used")
+        self.assertEqual(rows["types-x"]["status"], "unknown")
+        self.assertEqual(rows["types-x"]["reason"], "has nothing to import")
+        absent = common | {"version": None, "processes": 2, "status": "absent", "bytes": None}
+        self.assertEqual(rows["private"], absent)
+        self.assertEqual(list(rows), ["alpha", "beta", "private", "tester", "types-x"])
+
+    def test_unused_prints_the_names_that_can_go_and_nothing_else(self) -> None:
+        for name in ("alpha", "beta", "gamma"):
+            self.install(name, f"{name}.py")
+        ended = self.usage("--metrics", self.counted(beta=1), "--unused")
+        self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, "alpha\ngamma\n", ""))
+
+    def test_what_a_library_that_stays_requires_stays(self) -> None:
+        self.requiring("root", "Mid_Dle[fast] (>=1)", "else; sys_platform == 'nowhere'", "doc; extra == 'doc'")
+        self.requiring("mid.dle", "leaf", 'quick; extra == "fast"', 'slow; extra == "slow"', "root")
+        self.requiring("orphan", "only-orphans")
+        self.requiring("broken", "saved ~~~ rubbish [; \\", "also @ https://x/y.whl ; python_version >= '3'")
+        for name in ("leaf", "quick", "slow", "else", "doc", "only-orphans", "saved", "also"):
+            self.install(name, f"{name}.py")
+        states = self.states("--metrics", self.counted(root=1, broken=1))
+        used, required = {"root", "broken"}, {"mid-dle", "leaf", "quick", "saved", "also"}
+        self.assertEqual({name for name, state in states.items() if state == "used"}, used)
+        self.assertEqual({name for name, state in states.items() if state == "required"}, required)
+        self.assertEqual(
+            {name for name, state in states.items() if state == "unused"},
+            {"slow", "else", "doc", "orphan", "only-orphans"},
+        )
+
+    def test_an_egg_infos_own_list_of_requirements_counts(self) -> None:
+        requires = "leaf>=1\n\n[:python_version >= '3']\nnew\n\n[:python_version < '3']\nold\n\n[test]\ntester\n"
+        self.install("root", "root.py", info="root-1.0.egg-info", more={"requires.txt": requires})
+        (self.site / "root-1.0.egg-info/METADATA").rename(self.site / "root-1.0.egg-info/PKG-INFO")
+        for name in ("leaf", "new", "old", "tester"):
+            self.install(name, f"{name}.py")
+        states = self.states("--metrics", self.counted(root=1))
+        self.assertEqual({name for name, state in states.items() if state == "required"}, {"leaf", "new"})
+
+    def test_libraries_that_share_a_module_stay_together(self) -> None:
+        self.install("full", "shared/__init__.py", "full.py")
+        self.install("skinny", "shared/__init__.py", "LICENSE")
+        self.install("other", "other.py", "LICENSE")
+        states = self.states("--metrics", self.counted(full=1))
+        self.assertEqual(states, {"full": "used", "skinny": "required", "other": "unused"})
+
+    def test_what_cannot_be_judged_is_shown_and_never_listed(self) -> None:
+        self.install("unused", "unused.py")
+        (self.folder / "bin").mkdir()
+        (self.folder / "bin" / "fast").write_bytes(b"\x7fELF")
+        self.install("meta")
+        self.install("stubs", "thing-stubs/__init__.pyi")
+        self.install("ctypes-only", "ctypes_only/libthing.so")
+        self.install("starts", "starts.py", "starts.pth")
+        self.install("lab", "lab.py", "../../share/jupyter/labextensions/lab/package.json")
+        self.install("plug", "plug.py", more={"entry_points.txt": "[pytest11]\nplug = plug\n"})
+        self.install("command", "command.py", more={"entry_points.txt": "[console_scripts]\nx = command:main\n"})
+        self.install("binary", "binary.py", "../../bin/fast")
+        (self.folder / "bin" / "fast").write_bytes(b"\x7fELF")
+        self.install("bare", "bare.py", record=None)
+        editable = {"direct_url.json": json.dumps({"url": "file:///home/me/mine", "dir_info": {"editable": True}})}
+        self.install("mine", "__editable__mine.py", more=editable)
+        self.install("pip", "pip.py")
+        self.install("jupyterlab", "jupyterlab.py")
+        self.install("kept-one", "kept_one.py")
+        self.install("kept-two", "kept_two.py")
+        self.write(self.site, {"rubbish-1.0.dist-info/METADATA": "\0", "rubbish-1.0.dist-info/RECORD": "\0,\n"})
+        metrics = self.counted(other=1)
+        rows = self.rows("--metrics", metrics, "--keep", "Kept_*")
+        reasons = {name: row["reason"] for name, row in rows.items() if row["status"] == "unknown"}
+        nothing, command = "has nothing to import", "its commands may be in use: they do not report here"
+        hosts = "belongs to what runs sessions or installs"
+        self.assertEqual(
+            reasons,
+            {
+                "meta": nothing,
+                "stubs": nothing,
+                "ctypes-only": nothing,
+                "starts": "takes part in every start of Python",
+                "lab": "extends Jupyter",
+                "plug": "others may find it as a plug-in: pytest11",
+                "command": command,
+                "binary": command,
+                "bare": "has no RECORD of its files; pip did not install it",
+                "mine": "editable installs are not counted",
+                "pip": hosts,
+                "jupyterlab": hosts,
+                "kept-one": "is to be kept",
+                "kept-two": "is to be kept",
+            },
+        )
+        everywhere = "import popcon; popcon.setup_reporter()"
+        rows = self.rows("--metrics", metrics, before=everywhere)
+        self.assertEqual([name for name, row in rows.items() if row["status"] == "unused"], ["command", "kept-one", "kept-two", "unused"])
+        self.assertEqual(rows["binary"]["reason"], "has a command that is no Python: fast")
+
+    def test_what_is_loaded_at_every_start_is_not_called_unused(self) -> None:
+        for name in ("early", "late"):
+            self.install(name, f"{name}.py")
+        states = self.states("--metrics", self.counted(other=1), before="import early")
+        self.assertEqual((states["early"], states["late"]), ("unknown", "unused"))
+
+    def test_a_name_to_keep_that_is_not_there_is_pointed_out(self) -> None:
+        self.install("alpha", "alpha.py")
+        ended = self.usage("--metrics", self.counted(other=1), "--unused", "--keep", "alpa", "--keep", "x*", "y")
+        said = "".join(f"popcon: nothing installed is called '{name}', which was to be kept\n" for name in ("alpa", "x*", "y"))
+        self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, "alpha\n", said))
+
+    def test_counts_that_do_not_reach_back_make_nothing_unused(self) -> None:
+        self.install("alpha", "alpha.py")
+        young = self.counted(since=time.time() - 3 * 86400 - 5, other=1)
+        ended = self.usage("--metrics", young, "--unused")
+        self.assertEqual((ended.returncode, ended.stdout), (1, ""))
+        self.assertRegex(ended.stderr, r"^popcon: nothing is called unused: .* since .+ only; ask for --window 3d if .*\n$")
+        self.assertEqual(self.usage("--metrics", young, "--unused", "--window", "3d").stdout, "alpha\n")
+        shown = self.usage("--metrics", young)
+        self.assertEqual(shown.returncode, 0)
+        self.assertRegex(shown.stdout, r"(?m)^ +alpha .* this was counted since .+ only$")
+        self.write(self.folder, {"no-start.txt": 'python_popcon_library_used{library="x"} 1\n'})
+        ended = self.usage("--metrics", str(self.folder / "no-start.txt"), "--unused")
+        self.assertEqual((ended.returncode, ended.stdout), (1, ""))
+        self.assertIn("not known since when", ended.stderr)
+
+    def test_labels_add_up_names_are_normalised_and_a_sampled_count_is_at_least_one(self) -> None:
+        lines = [
+            "process_start_time_seconds 1e+00",
+            'python_popcon_library_used{library="ruamel.yaml"} 1',
+            'python_popcon_library_used{namespace="a} b\\"",library="ruamel-yaml"} 2 1700000000000',
+            'python_popcon_library_used{library="rare",sublibrary="no"} 0.3',
+            'python_popcon_library_used_created{library="no"} 5',
+            'python_popcon_library_used{sublibrary="no"} 5',
+        ]
+        self.write(self.folder, {"saved.txt": "\n".join(lines)})
+        rows = self.rows("--metrics", str(self.folder / "saved.txt"))
+        self.assertEqual({name: row["processes"] for name, row in rows.items()}, {"rare": 1, "ruamel-yaml": 3})
+
+    def test_the_table_fits_the_terminal_and_is_plain_when_piped(self) -> None:
+        for name in ("alpha", "beta", "gamma", "delta-" + "x" * 60):
+            self.install(name, f"{name}.py")
+        self.install("plug", "plug.py", more={"entry_points.txt": "[a.very.long.group.name.for.a.plug-in]\nx = plug\n"})
+        metrics = self.counted(alpha=1000, beta=500, private=3)
+        for columns in (40, 60, 80, 200):
+            lines = self.usage("--metrics", metrics, COLUMNS=str(columns)).stdout.splitlines()
+            self.assertLessEqual(max(map(len, lines[:-2])), columns)
+            self.assertNotIn("\33", "".join(lines))
+            self.assertEqual("█" in "".join(lines), columns >= 60)
+        ended = self.usage("--metrics", metrics, COLUMNS="110")
+        self.assertEqual(ended.stderr, "")
+        self.assertRegex(ended.stdout, r"\A(?m:^rank +library +version +processes +size\n"
+                         r"   1  alpha +1\.0 +1,000  █+ +\d+ B\n"
+                         r"   2  beta +1\.0 +500  █+▌? +\d+ B\n)")
+
+    def test_counts_below_k_are_veiled(self) -> None:
+        for name in ("alpha", "beta", "gamma"):
+            self.install(name, f"{name}.py")
+        metrics = self.counted(beta=4, alpha=3, gamma=5, private=1)
+        shown = self.usage("--metrics", metrics, "--at-least", "5").stdout
+        counts = re.findall(r"(?m)^ +\d+ +([a-z]+)(?: +1\.0)? +(\S+)", shown)
+        self.assertEqual(counts, [("gamma", "5"), ("alpha", "<5"), ("beta", "<5"), ("private", "<5")])
+        rows = self.rows("--metrics", metrics, "--at-least", "5")
+        self.assertEqual({name: row["processes"] for name, row in rows.items()}, {"alpha": None, "beta": None, "gamma": 5, "private": None})
+        self.assertEqual({row["status"] for row in rows.values()}, {"used", "absent"})
+
+    @unittest.skipUnless(hasattr(os, "openpty"), "needs os.openpty")
+    def test_colour_and_progress_are_for_terminals(self) -> None:
+        self.install("alpha", "alpha.py")
+        metrics = self.counted(alpha=3)
+
+        def seen(stream: str, code: str, **settings: str) -> str:
+            """What a terminal gets on the stream when code runs."""
+            leader, follower = os.openpty()
+            self.addCleanup(os.close, leader)
+            streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: follower}
+            environ = clean_environ(PYTHONPATH=os.pathsep.join([str(self.site), str(HERE)]), TERM="xterm", **settings)
+            command = [sys.executable, "-S", "-c", code, "usage", "--metrics", metrics]
+            subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, timeout=60, **streams)
+            os.close(follower)
+            text = b""
+            with contextlib.suppress(OSError):  # its end
+                while chunk := os.read(leader, 4096):
+                    text += chunk
+            return text.decode()
+
+        code = "import popcon; popcon.main()"
+        self.assertIn("\33[1mrank", seen("stdout", code))
+        for settings in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+            environ = {"TERM": "xterm"} | settings
+            self.assertNotIn("\33", seen("stdout", f"import os; os.environ.update({environ}); {code}"))
+        self.assertEqual(seen("stderr", code), "")
+        slow = "import popcon, time; judged = popcon.judged; popcon.judged = lambda *given: time.sleep(1.5) or judged(*given); popcon.main()"
+        self.assertRegex(seen("stderr", slow), r"^(\r\x1b\[Kreading what is installed \.\.\.)+\r\x1b\[K$")
+
+    def test_odd_answers_get_one_sentence_and_no_traceback(self) -> None:
+        good = {"metric": {"library": "alpha"}, "value": [1, "2"]}
+
+        def data(**answer: Any) -> bytes:
+            return json.dumps({"status": "success", "data": {"result": [good]}} | answer).encode()
+
+        page = b"<!DOCTYPE html><title>Log in</title>"
+        answers: list[tuple[tuple[int, dict[str, str], bytes], str]] = [
+            ((302, {"Location": "https://login.example/\33[2J"}, b""), r"redirects to https://login.example/ \[2J; .*--header"),
+            ((200, {}, page), "does not answer as Prometheus does, but '<!DOCTYPE html>"),
+            ((200, {}, b""), "does not answer as Prometheus does"),
+            ((200, {}, data()[:-20]), "does not answer as Prometheus does"),
+            ((200, {}, b"[1, 2]"), "does not answer as Prometheus does"),
+            ((200, {}, b"[" * 100000), "does not answer as Prometheus does"),
+            ((200, {"Content-Length": "9"}, b"{"), "does not answer as Prometheus does"),
+            ((200, {}, data(data={"result": [{"metric": 5}]})), "does not answer as Prometheus does"),
+            ((200, {}, data(data={"result": []})), "there is no counter python_popcon_library_used"),
+            ((200, {}, data(warnings=["a store was unreachable"])), "does not know all: a store was unreachable"),
+            ((400, {}, b'{"status":"error","error":"parse error: unexpected"}'), "answers 400 .*: parse error: unexpected"),
+            ((401, {}, page), "answers 401 Unauthorized$"),
+            ((404, {}, b"404 page not found"), "api/v1/query answers 404 Not Found$"),
+            ((503, {}, b"[]"), "answers 503 Service Unavailable$"),
+        ]
+        for answer, said in answers:
+            with self.subTest(answer=answer), Pages(lambda asked, answer=answer: answer) as pages:
+                ended = self.usage("--prometheus", pages.url)
+                self.assertEqual((ended.returncode, ended.stdout), (1, ""))
+                self.assertRegex(ended.stderr, r"^popcon: [^\n]*\n$")
+                self.assertRegex(ended.stderr.rstrip("\n"), said)
+        with Server() as dead, Pages(lambda asked: (200, {}, page)) as pages:
+            for source, said in [
+                (("--prometheus", f"http://127.0.0.1:{dead.port}"), "cannot be read: .*refused"),
+                (("--prometheus", "http://no-such-host.invalid"), "cannot be read: "),
+                (("--metrics", f"http://127.0.0.1:{dead.port}/metrics"), "cannot be read: .*refused"),
+                (("--metrics", pages.url), "is no list of metrics, but begins '<!DOCTYPE html>"),
+                (("--metrics", "/no/such/file"), "No such file"),
+                (("--metrics", "/"), "Is a directory"),
+                (("--metrics", self.counted(), "--metric", "other"), "there is no counter other in this time"),
+                (("--metrics", self.counted(alpha=0)), "no count of python_popcon_library_used rose"),
+            ]:
+                with self.subTest(source=source):
+                    ended = self.usage(*source, "--json")
+                    self.assertEqual((ended.returncode, ended.stdout), (1, ""))
+                    self.assertRegex(ended.stderr, r"^popcon: [^\n]*\n$")
+                    self.assertRegex(ended.stderr, said)
+        ended = self.usage("--metrics", self.counted(alpha=1), PYTHON_POPCONTEST_STATSD_PREFIX="a b")
+        self.assertEqual(ended.returncode, 1)
+        self.assertRegex(ended.stderr, "^popcon: PYTHON_POPCONTEST_STATSD_PREFIX='a b': must be words")
+
+    def test_wrong_usage_gets_one_sentence_and_the_usage(self) -> None:
+        metrics = ("--metrics", "x")
+        prometheus = ("--prometheus", "http://127.0.0.1:9")
+        for arguments, said in [
+            ((), "one of the arguments --prometheus --metrics is required"),
+            ((*metrics, *prometheus), "not allowed with argument"),
+            (("--prometheus", "prometheus:9090"), "must be http://HOST:PORT"),
+            (("--prometheus", "ftp://x"), "must be http://HOST:PORT"),
+            (("--prometheus", "http://me:secret@x"), "must be http://HOST:PORT"),
+            ((*metrics, "--unused", "--json"), "not allowed with argument"),
+            ((*metrics, "--match", "{}x"), "must be label matchers"),
+            ((*metrics, "--match", "{a='b'}"), "--match is for --prometheus"),
+            ((*metrics, "--at-least", "few"), "invalid int value"),
+            *(((*metrics, "--window", text), "'.*' must be a duration such as 90d") for text in ("", "90", "d", "1.5d", "0s", "5 d", "9999y")),
+        ]:
+            with self.subTest(arguments=arguments):
+                ended = self.usage(*arguments)
+                self.assertEqual((ended.returncode, ended.stdout), (2, ""))
+                self.assertRegex(ended.stderr, rf"(?s)^usage: .*error: .*{said}")
+
+    def test_durations_are_read_as_promql_reads_them(self) -> None:
+        for text, seconds in [("90d", 90 * 86400), ("1h30m", 5400), ("1w", 604800), ("1y", 31536000), ("1500ms", 1.5)]:
+            self.assertEqual(popcon.seconds(text), seconds)
+
+    def test_the_name_of_the_counters_follows_from_the_prefix(self) -> None:
+        for prefix, metric in [
+            ("python_popcon.library_used", "python_popcon_library_used"),
+            ("python_popcon.namespace.prod.library_used", "python_popcon_library_used"),
+            ("a.b-c", "a_b_c"),
+            ("namespace", "namespace"),
+            ("a.namespace", "a_namespace"),
+        ]:
+            self.assertEqual(popcon.metric_name(prefix), metric)
+
+    def test_a_header_is_sent_and_never_told(self) -> None:
+        secret = "Bearer hunter2"
+        answers = {"elsewhere": (302, {"Location": "http://127.0.0.1:9/"}, b"")}
+        with Pages(lambda asked: answers.get("elsewhere", (404, {}, b""))) as pages:
+            variable = {"PYTHON_POPCONTEST_PROMETHEUS_HEADER": f"Authorization: {secret}"}
+            for given, settings in [(("--header", f"Authorization: {secret}"), {}), ((), variable)]:
+                ended = self.usage("--prometheus", f"{pages.url}/tenant/", "--header", "X-Scope-OrgID: a", *given, **settings)
+                (path, headers), = pages.asked
+                pages.asked.clear()
+                self.assertTrue(path.startswith("/tenant/api/v1/query?query="), path)
+                self.assertEqual((headers["Authorization"], headers["X-Scope-Orgid"]), (secret, "a"))
+                self.assertNotIn("hunter2", ended.stderr)
+            for text in ("hunter2", "Authorization hunter2", "X: hunter2\nY: 1", "X: hunter2\u20ac", "a b: hunter2"):
+                for given, settings in [(("--header", text), {}), ((), {"PYTHON_POPCONTEST_PROMETHEUS_HEADER": text})]:
+                    ended = self.usage("--prometheus", pages.url, *given, **settings)
+                    self.assertEqual(ended.returncode, 1)
+                    self.assertRegex(ended.stderr, "^popcon: a header must read 'Name: value', .*\n$")
+                    self.assertNotIn("hunter2", ended.stderr)
+            self.assertEqual(pages.asked, [])
+
+    def test_ten_thousand_series_are_added_up(self) -> None:
+        series = [
+            {"metric": {"__name__": "x", "library": f"library-{number % 1000}", "pod": str(number)}, "value": [1, "2"]}
+            for number in range(10000)
+        ]
+        answers = {"last_over_time%28%7B__name__": series, "count%28": [{"metric": {}, "values": [[5, "1"]]}]}
+
+        def answer(asked: str) -> tuple[int, dict[str, str], bytes]:
+            found = [result for begin, result in answers.items() if f"query={begin}" in asked]
+            return 200, {}, json.dumps({"status": "success", "data": {"result": found[0] if found else []}}).encode()
+
+        with Pages(answer) as pages:
+            rows = self.rows("--prometheus", pages.url)
+        self.assertEqual(rows.keys(), {f"library-{number}" for number in range(1000)})
+        self.assertEqual({row["processes"] for row in rows.values()}, {20})
+
+    @unittest.skipUnless(
+        EXPORTER and PROMETHEUS,
+        "needs POPCON_TEST_STATSD_EXPORTER and POPCON_TEST_PROMETHEUS, the paths of statsd_exporter and prometheus",
+    )
+    def test_the_real_prometheus_gives_exact_counts_whatever_restarts(self) -> None:
+        names = ("before", "again", "once", "twice", "everywhere", "spaces", "never")
+        for name in names:
+            self.install(name, f"{name}.py")
+        rules = "mappings:" + "".join(mapping.removeprefix("mappings:") for mapping in readme_mappings())
+
+        def use(settings: dict[str, Any], *libraries: str, space: str = "") -> None:
+            prefix = f"python_popcon.namespace.{space}.library_used" if space else ""
+            code = f"import popcon; popcon.setup_reporter(); import {', '.join(libraries)}"
+            ended = self.run_python(code, PYTHON_POPCONTEST_STATSD_PREFIX=prefix, **settings)
+            self.assertEqual((ended.returncode, ended.stderr), (0, ""))
+
+        with contextlib.ExitStack() as stack:
+            other, other_metrics = stack.enter_context(self.exporter(rules))
+            with self.exporter(rules) as (first, metrics):
+                prometheus = stack.enter_context(self.prometheus(metrics.url, other_metrics.url))
+                use(first, "before", "again")
+                use(first, "before", space="prod")
+                self.wait_for_scrapes(prometheus)
+                start = time.time()
+                use(first, "again", "once", "twice", "everywhere")
+                use(other, "everywhere")
+                use(first, "spaces", space="prod")
+                use(first, "spaces", space="test")
+                use(first, "spaces", space="test")
+                self.wait_for_scrapes(prometheus)
+                places = int(first["PYTHON_POPCONTEST_STATSD_PORT"]), int(metrics.url.rpartition(":")[2].partition("/")[0])
+            with self.exporter(rules, places):
+                self.wait_for_scrapes(prometheus)
+                use(first, "twice")
+                self.wait_for_scrapes(prometheus)
+                window = ("--prometheus", prometheus, "--window", f"{time.time() - start:.0f}s")
+                rows = self.rows(*window)
+                counts = {name: row["processes"] for name, row in rows.items()}
+                self.assertEqual(counts, {"before": 0, "never": 0, "again": 1, "once": 1, "twice": 2, "everywhere": 2, "spaces": 3})
+                self.assertEqual(self.usage(*window, "--unused").stdout, "before\nnever\n")
+                prod = self.rows(*window, "--match", '{namespace="prod"}')
+                self.assertEqual({name for name, row in prod.items() if row["processes"]}, {"spaces"})
+                self.assertEqual(prod["spaces"]["processes"], 1)
+                # All there is, for people who ask for more than that.
+                ended = self.usage("--prometheus", prometheus, "--unused")
+                self.assertEqual((ended.returncode, ended.stdout), (1, ""))
+                (shorter,) = re.findall(r"ask for --window (\w+) if", ended.stderr)
+                ended = self.usage("--prometheus", prometheus, "--unused", "--window", shorter)
+                self.assertEqual((ended.returncode, ended.stderr), (0, ""))
+                self.assertIn("never\n", ended.stdout)
+                for arguments, said in [
+                    (("--match", "{namespace=prod}"), "answers 400 .*: .*parse error"),
+                    (("--match", '{namespace="nowhere"}'), "there is no counter python_popcon_library_used that matches"),
+                    (("--metric", "python_popcon"), "there is no counter python_popcon "),
+                ]:
+                    ended = self.usage(*window, *arguments, "--unused")
+                    self.assertEqual((ended.returncode, ended.stdout), (1, ""))
+                    self.assertRegex(ended.stderr, rf"^popcon: [^\n]*{said}[^\n]*\n$")
+                # Its own metrics, as they are now.
+                ended = self.usage("--metrics", metrics.url, "--json")
+                self.assertEqual({row["library"]: row["processes"] for row in json.loads(ended.stdout) if row["processes"]}, {"twice": 1})
+
+    @contextlib.contextmanager
+    def prometheus(self, *targets: str) -> Iterator[str]:
+        """The real Prometheus, which fetches each second from the targets: its address."""
+        hosts = [target.split("/")[2] for target in targets]
+        config = {
+            "global": {"scrape_interval": "1s"},
+            "scrape_configs": [{"job_name": "popcon", "static_configs": [{"targets": hosts}]}],
+        }
+        self.write(self.folder, {"prometheus.yml": json.dumps(config)})  # which is YAML, too
+        with socket.create_server(("127.0.0.1", 0)) as tcp:
+            address = f"127.0.0.1:{tcp.getsockname()[1]}"
+        command = [
+            PROMETHEUS,
+            f"--config.file={self.folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={self.folder / 'data'}",
+            f"--web.listen-address={address}",
+        ]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            yield f"http://{address}"
+        finally:
+            process.kill()
+            process.wait()
+
+    def wait_for_scrapes(self, prometheus: str, targets: int = 2) -> None:
+        """Wait until it has fetched from all its targets what they show by now."""
+        begin = time.time()
+        while time.time() < begin + 30:
+            time.sleep(0.3)
+            with contextlib.suppress(OSError):
+                fetched = f"count(timestamp(up) > {begin + 0.5} and up == 1) == {targets}"
+                query = f"{prometheus}/api/v1/query?query={urllib.parse.quote(fetched)}"
+                with urllib.request.urlopen(query, timeout=5) as answer:
+                    if json.load(answer)["data"]["result"]:
+                        return
+        self.fail("Prometheus does not fetch")
+
+    @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, the python of an environment with packaging")
+    def test_nothing_that_stays_needs_what_can_go_in_a_large_environment(self) -> None:
+        used = {"pandas": 3, "scikit-learn": 2, "matplotlib": 1, "requests": 1, "google-cloud-storage": 1, "ruamel-yaml": 1, "spacy": 1}
+        metrics = self.counted(**used)
+        for before in ("pass", "import popcon; popcon.setup_reporter()"):
+            command = [LARGE, "-W", "ignore", "-c", f"{before}; import popcon; popcon.main()", "usage", "--metrics", metrics]
+            run = {"env": clean_environ(), "cwd": self.own, "timeout": 60, "text": True, "stdin": subprocess.DEVNULL}
+            unused = subprocess.check_output([*command, "--unused"], **run).split()
+            self.assertGreater(len(unused), 20)
+            rows = json.loads(subprocess.check_output([*command, "--json"], **run))
+            self.assertEqual([row["library"] for row in rows if row["status"] == "unused"], unused)
+            self.assertGreater(len(rows), 500)
+            checked = subprocess.check_output([LARGE, "-W", "ignore", "-c", STAYS, json.dumps(unused), *used], **run)
+            self.assertEqual(json.loads(checked), {"needed": [], "failed": []})
 
 
 def readme_blocks(language: str) -> list[str]:
