@@ -797,7 +797,7 @@ def addresses(host: str, port: int) -> "list[tuple[int, Any]]":
         done.release()
 
     done.acquire()
-    handle = None
+    handle: Any = None
     try:
         # From 3.13 on it can be joined: of a thread that is about to end os.fork() would warn, too.
         begin = getattr(_thread, "start_joinable_thread", None)

@@ -21,9 +21,9 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 import types
-import threading
 import unittest
 import urllib.parse
 import urllib.request
@@ -2406,6 +2406,7 @@ libraries = {canonicalize_name(library.metadata["Name"]): library for library in
 assert gone < libraries.keys()
 needed = set()
 queue = [(name, "") for name in libraries.keys() - gone]
+known = set(queue)
 for name, extra in queue:
     for text in libraries[name].requires or () if name in libraries else ():
         required = Requirement(text)
@@ -2413,7 +2414,9 @@ for name, extra in queue:
             other = canonicalize_name(required.name)
             if other in gone:
                 needed.add(f"{name} needs {other}")
-            queue += {(other, extra) for extra in required.extras} - set(queue)
+            new = {(other, extra) for extra in required.extras} - known
+            known |= new
+            queue += new
 
 kept_files = {str(file) for name in libraries.keys() - gone for file in libraries[name].files or ()}
 gone_files = {str(file) for name in gone for file in libraries[name].files or ()}
@@ -2465,11 +2468,11 @@ class Pages(ThreadingHTTPServer):
 
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
-    def __exit__(self, *exception: object) -> None:
+    def server_close(self) -> None:
         self.shutdown()
-        super().__exit__(*exception)
+        super().server_close()
 
 
 class TestUsage(Case):
@@ -2740,7 +2743,7 @@ class TestUsage(Case):
             ((503, {}, b"[]"), "answers 503 Service Unavailable$"),
         ]
         for answer, said in answers:
-            with self.subTest(answer=answer), Pages(lambda asked, answer=answer: answer) as pages:
+            with self.subTest(answer=answer), Pages(lambda asked: answer) as pages:  # noqa: B023
                 ended = self.usage("--prometheus", pages.url)
                 self.assertEqual((ended.returncode, ended.stdout), (1, ""))
                 self.assertRegex(ended.stderr, r"^popcon: [^\n]*\n$")
@@ -2859,6 +2862,7 @@ class TestUsage(Case):
                 use(first, "before", space="prod")
                 self.wait_for_scrapes(prometheus)
                 start = time.time()
+                time.sleep(2)  # for by then the commands below will not have looked so far back
                 use(first, "again", "once", "twice", "everywhere")
                 use(other, "everywhere")
                 use(first, "spaces", space="prod")
@@ -2870,7 +2874,7 @@ class TestUsage(Case):
                 self.wait_for_scrapes(prometheus)
                 use(first, "twice")
                 self.wait_for_scrapes(prometheus)
-                window = ("--prometheus", prometheus, "--window", f"{time.time() - start:.0f}s")
+                window = ("--prometheus", prometheus, "--window", f"{(time.time() - start) * 1000:.0f}ms")
                 rows = self.rows(*window)
                 counts = {name: row["processes"] for name, row in rows.items()}
                 self.assertEqual(counts, {"before": 0, "never": 0, "again": 1, "once": 1, "twice": 2, "everywhere": 2, "spaces": 3})
@@ -2937,17 +2941,20 @@ class TestUsage(Case):
     @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, the python of an environment with packaging")
     def test_nothing_that_stays_needs_what_can_go_in_a_large_environment(self) -> None:
         used = {"pandas": 3, "scikit-learn": 2, "matplotlib": 1, "requests": 1, "google-cloud-storage": 1, "ruamel-yaml": 1, "spacy": 1}
-        metrics = self.counted(**used)
         for before in ("pass", "import popcon; popcon.setup_reporter()"):
-            command = [LARGE, "-W", "ignore", "-c", f"{before}; import popcon; popcon.main()", "usage", "--metrics", metrics]
-            run = {"env": clean_environ(), "cwd": self.own, "timeout": 60, "text": True, "stdin": subprocess.DEVNULL}
-            unused = subprocess.check_output([*command, "--unused"], **run).split()
+            tell = ["-c", f"{before}; import popcon; popcon.main()", "usage", "--metrics", self.counted(**used)]
+
+            def run(*arguments: str) -> str:
+                command = [LARGE, "-W", "ignore", *arguments]
+                return subprocess.check_output(command, env=clean_environ(), cwd=self.own, timeout=60, text=True)
+
+            unused = run(*tell, "--unused").split()
             self.assertGreater(len(unused), 20)
-            rows = json.loads(subprocess.check_output([*command, "--json"], **run))
+            rows = json.loads(run(*tell, "--json"))
             self.assertEqual([row["library"] for row in rows if row["status"] == "unused"], unused)
             self.assertGreater(len(rows), 500)
-            checked = subprocess.check_output([LARGE, "-W", "ignore", "-c", STAYS, json.dumps(unused), *used], **run)
-            self.assertEqual(json.loads(checked), {"needed": [], "failed": []})
+            checked = json.loads(run("-c", STAYS, json.dumps(unused), *used))
+            self.assertEqual(checked, {"needed": [], "failed": []})
 
 
 def readme_blocks(language: str) -> list[str]:
