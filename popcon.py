@@ -2117,10 +2117,13 @@ def table(rows: "Sequence[Mapping[str, Any]]", least: int, since: str) -> "Itera
     is_utf8 = "utf" in (sys.stdout.encoding or "").lower()
     is_plain = not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
     installed = [row for row in rows if row["status"] != "absent"]
+    def place(row: "Mapping[str, Any]") -> "tuple[int, int, str]":
+        """By use; what nobody used by its size."""
+        return -(row["processes"] or 0), -(row["bytes"] or 0) if row["processes"] == 0 else 0, row["library"]
+
+    ordered = sorted(rows, key=place)
     groups = {
-        status: sorted(
-            (row for row in rows if row["status"] == status), key=lambda row: (-(row["processes"] or 0), row["library"])
-        )
+        status: [row for row in ordered if row["status"] == status]
         for status in ("used", "unused", "required", "unknown", "absent")
     }
     most = max((row["processes"] or 0 for row in rows), default=0) or 1
