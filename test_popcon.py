@@ -176,6 +176,21 @@ print(*sorted(popcon.used_libraries()), sep=" ", end="")
             self.assertRegex(line, r"^python_popcon\.library_used\.[a-z0-9-]+:1\|c$")
         return {line[len("python_popcon.library_used.") : -len(":1|c")] for line in lines}, result
 
+    def usage(self, *arguments: str, before: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run `usage` where self.site holds all that is installed."""
+        path = os.pathsep.join([str(self.site), str(HERE)])
+        program = ["-c", f"{before}; import sys, popcon; sys.exit(popcon.main())"] if before else ["-m", "popcon"]
+        return subprocess.run(
+            [sys.executable, "-S", *program, "usage", *arguments],
+            env=clean_environ(**{"PYTHONPATH": path, "NO_PROXY": "*", "PYTHONUTF8": "1"} | settings),
+            cwd=self.own,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=60,
+        )
+
     @contextlib.contextmanager
     def exporter(self, mapping: str, place: tuple[int, int] = (0, 0)) -> Iterator[tuple[dict[str, Any], Any]]:
         """The real statsd_exporter: the settings for it, and a function that gives its metrics.
@@ -2476,21 +2491,6 @@ class Pages(ThreadingHTTPServer):
 
 
 class TestUsage(Case):
-    def usage(self, *arguments: str, before: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
-        """Run `usage` where self.site holds all that is installed."""
-        path = os.pathsep.join([str(self.site), str(HERE)])
-        program = ["-c", f"{before}; import sys, popcon; sys.exit(popcon.main())"] if before else ["-m", "popcon"]
-        return subprocess.run(
-            [sys.executable, "-S", *program, "usage", *arguments],
-            env=clean_environ(**{"PYTHONPATH": path, "NO_PROXY": "*", "PYTHONUTF8": "1"} | settings),
-            cwd=self.own,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=60,
-        )
-
     def counted(self, since: float = 1.0, **counts: float) -> str:
         """The path of an exporter's saved metrics with these counts."""
         lines = [f'python_popcon_library_used{{library="{name}"}} {count}\n' for name, count in counts.items()]
@@ -2869,6 +2869,10 @@ class TestUsage(Case):
                 use(first, "spaces", space="test")
                 use(first, "spaces", space="test")
                 self.wait_for_scrapes(prometheus)
+                seconds = f"{(time.time() - start) * 1000:.0f}ms"
+                expected = {"again": 1, "once": 1, "twice": 1, "everywhere": 2, "spaces": 3}
+                for query, rest in zip(readme_blocks("promql"), ({"before": 0}, {}), strict=True):
+                    self.assertEqual(self.queried(prometheus, query.replace("30d", seconds)), expected | rest)
                 places = int(first["PYTHON_POPCONTEST_STATSD_PORT"]), int(metrics.url.rpartition(":")[2].partition("/")[0])
             with self.exporter(rules, places):
                 self.wait_for_scrapes(prometheus)
@@ -2925,6 +2929,13 @@ class TestUsage(Case):
             process.kill()
             process.wait()
 
+    def queried(self, prometheus: str, query: str) -> dict[str, float]:
+        """The value for each library."""
+        url = f"{prometheus}/api/v1/query?query={urllib.parse.quote(query)}"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            found = json.load(answer)["data"]["result"]
+        return {series["metric"].get("library", ""): float(series["value"][1]) for series in found}
+
     def wait_for_scrapes(self, prometheus: str, targets: int = 2) -> None:
         """Wait until it has fetched from all its targets what they show by now."""
         begin = time.time()
@@ -2932,10 +2943,8 @@ class TestUsage(Case):
             time.sleep(0.3)
             with contextlib.suppress(OSError):
                 fetched = f"count(timestamp(up) > {begin + 0.5} and up == 1) == {targets}"
-                query = f"{prometheus}/api/v1/query?query={urllib.parse.quote(fetched)}"
-                with urllib.request.urlopen(query, timeout=5) as answer:
-                    if json.load(answer)["data"]["result"]:
-                        return
+                if self.queried(prometheus, fetched):
+                    return
         self.fail("Prometheus does not fetch")
 
     @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, the python of an environment with packaging")
@@ -2988,28 +2997,21 @@ class TestReadme(Case):
         ended = self.run_python("", "-m", "popcon", "run", *shlex.split(program))
         self.assertEqual((ended.returncode, ended.stdout), (0, ""))
         self.assertRegex(ended.stderr, "(?m)^json +not counted: standard library$")
-        (unused,) = re.findall("python -c '\n(.*?)'", "".join(shell), re.DOTALL)
-        for name in ("alpha", "Beta.X"):
-            self.install(name)
-        answer = {"data": {"result": [{"metric": {"library": "alpha"}, "value": [1, "2"]}]}}
-        for results, status in ((answer, 0), ({"data": {"result": []}}, 1)):
-            ended = subprocess.run(
-                [sys.executable, "-c", unused],
-                input=json.dumps(results),
-                env=clean_environ(PYTHONPATH=str(self.site)),
-                capture_output=True,
-                text=True,
-            )
-            self.assertEqual(ended.returncode, status, ended.stderr)
-            self.assertEqual({"beta-x", "alpha"} & set(ended.stdout.split()), {"beta-x"} if status == 0 else set())
+        for line in re.findall("python -m popcon usage (.*)\n", "".join(shell)):
+            with Pages(lambda asked: (200, {}, b'{"data": {"result": []}}')) as pages:
+                arguments = shlex.split(line.partition(" >")[0].replace("http://prometheus:9090", pages.url))
+                ended = self.usage(*arguments)
+            self.assertEqual((ended.returncode, ended.stdout), (1, ""))
+            self.assertIn("there is no counter python_popcon_library_used in this time", ended.stderr)
 
     def test_names_every_setting_with_its_default(self) -> None:
         text = (HERE / "README.md").read_text(encoding="utf-8")
         for name, (default, _) in popcon.SETTINGS.items():
             self.assertRegex(text, rf"\| *`{name}` *\|.*{re.escape(default)}")
             self.assertIn(name, popcon.__doc__ or "")
-        for name in ("PYTHON_POPCONTEST_DEBUG", "DO_NOT_TRACK"):
+        for name in ("PYTHON_POPCONTEST_DEBUG", "DO_NOT_TRACK", popcon.HEADER):
             self.assertRegex(text, rf"\| *`{name}` *\|")
+            self.assertIn(name, popcon.__doc__ or "")
 
     def test_python_in_it_compiles(self) -> None:
         blocks = readme_blocks("python")
