@@ -1681,6 +1681,7 @@ def usage(options: "Any") -> int:
     try:
         metric = options.metric or metric_name(setting("PYTHON_POPCONTEST_STATSD_PREFIX"))
         headers = dict(_header(text) for text in [os.environ.get(HEADER, ""), *options.header] if text)
+        rate = setting("PYTHON_POPCONTEST_STATSD_SAMPLE_RATE")
     except ValueError as error:
         raise SystemExit(f"popcon: {error}") from None
     doing = ["asking for the counts"]
@@ -1702,6 +1703,8 @@ def usage(options: "Any") -> int:
         raise SystemExit(f"popcon: {_printable(str(error))}") from None
     finally:
         done()
+    if float(rate) < 1:
+        print(f"popcon: a sample of {rate} of the processes reports: rare uses may be missed", file=sys.stderr)
     young = ""
     if since is None:
         young = "it is not known since when this was counted"
@@ -1750,7 +1753,7 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def fetch(url: str, headers: dict[str, str], form: "Mapping[str, object] | None" = None) -> str:
-    """Return what an HTTP server answers to a GET, or to a POST of the form. Raises OSError with a sentence.
+    """Return what an HTTP server answers to a GET, or to a POST of a long form. Raises OSError with a sentence.
 
     Follows no redirect: what it leads to is a log-in page, and the headers may hold a secret.
     """
@@ -1761,10 +1764,12 @@ def fetch(url: str, headers: dict[str, str], form: "Mapping[str, object] | None"
         def redirect_request(self, *ignored: object) -> None:
             return None
 
-    data = standard("urllib.parse").urlencode(form).encode() if form else None
-    end, text = clock() + 60, b""
+    data = standard("urllib.parse").urlencode(form or {})
+    # Some proxies let a GET pass only, and some no long one.
+    asked = request.Request(url, data.encode(), headers) if len(data) > 2000 else request.Request(f"{url}?{data}".rstrip("?"), None, headers)
+    end, text = clock() + 150, b""  # by itself Prometheus gives up after two minutes
     try:
-        with request.build_opener(Stay).open(request.Request(url, data, headers), timeout=30) as answer:
+        with request.build_opener(Stay).open(asked, timeout=150) as answer:
             while chunk := answer.read1(1 << 20):
                 text += chunk
                 if clock() > end or len(text) > 1 << 28:
@@ -1839,6 +1844,7 @@ def counts_in_prometheus(
     whole = last(start, end)
     if not whole:
         return {}, None
+    recent = last(start - REACH, start)
     lives = exporter_lives(ask, whole, start - REACH, end)
     exporters = {}  # of each series its own: of two clusters with the same targets, the one with more labels in common
     for labels in whole:
@@ -1849,21 +1855,18 @@ def counts_in_prometheus(
         own = [f"{key}={_quoted(value)}" for key, value in _target(exporter)]
         for begin, finish in zip(times, times[1:]):
             if finish > start:
-                before = last(begin, start, *own) if begin < start else {}
+                before = recent if begin == times[0] else last(begin, start, *own) if begin < start else {}
                 values = whole if len(times) == 2 else last(max(begin, start), finish - 0.001, *own)
                 for labels, value in values.items():
                     if exporters.get(labels) == exporter:
                         counts[_library(labels)] += value - before.get(labels, 0.0)
-    unknown = [labels for labels, exporter in exporters.items() if exporter is None]
-    if unknown:  # in a federated Prometheus, say: where restarts can't be seen, they are guessed from falling values
-        before = {labels: samples[-1][1] for labels, samples in ask(selector(), time=start).items()}
-        window = f"{selector()}{_range(start, end)}"
-        risen = ask(f"increase({window}) and resets({window}) > 0", time=end)
-        for labels in unknown:
-            value = whole[labels] - before.get(labels, 0.0)
-            counts[_library(labels)] += max(1.0, risen[labels][-1][1]) if labels in risen else value
+    for labels, exporter in exporters.items():
+        if exporter is None:  # its restarts cannot be seen, so that too much is better than too little
+            counts[_library(labels)] += whole[labels]
+    if None in exporters.values():
+        print("popcon: not every exporter's process_start_time_seconds is known: more is counted than this time", file=sys.stderr)
     # Counters that were there at the start, or not long before, say that the counts reach back to it.
-    if last(start - REACH, start):
+    if recent:
         return counts, start
     since, step = end, end - start
     while step > 1:  # closer and closer: of so much data Prometheus tells a few hundred points only
@@ -1890,12 +1893,13 @@ def exporter_lives(
     seen = ask(f"last_over_time({clock}}}{_range(0, max(step, REACH))})", start=start, end=end + step, step=step)
     for exporter, samples in seen.items():
         times, first = [start], 0.0
-        earlier = [(samples[0][0] - step, None), *samples]  # what may have been before the first
-        for (before, old), (after, new) in zip(earlier, samples):
+        if samples[0][0] > start:
+            samples.insert(0, (samples[0][0] - step, 0.0))  # between the two there may have been more
+        for (before, old), (after, new) in zip(samples, samples[1:]):
             if old != new:  # when exactly, and how often?
                 own = ",".join(f"{key}={_quoted(value)}" for key, value in exporter)
                 close = ask(f"process_start_time_seconds{{{own}}}{_range(before - REACH, after)}", time=after)[exporter]
-                first = first or close[0][0]
+                first = first or max(start, close[0][0])
                 for (leave, left), (enter, entered) in zip(close, close[1:]):
                     # Otherwise it was the machine's clock that was set right, by which Linux tells the start.
                     restarted = left != entered and entered - left > leave - first - 2

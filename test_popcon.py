@@ -2467,16 +2467,13 @@ class Pages(ThreadingHTTPServer):
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                form = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-                pages.asked.append((f"{self.path}?{form}", dict(self.headers)))
-                status, headers, body = answer(f"{self.path}?{form}")
+                pages.asked.append((self.path, dict(self.headers)))
+                status, headers, body = answer(self.path)
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
-
-            do_POST = do_GET
 
             def log_message(self, *ignored: object) -> None:
                 pass
@@ -2768,6 +2765,12 @@ class TestUsage(Case):
         self.assertEqual(ended.returncode, 1)
         self.assertRegex(ended.stderr, "^popcon: PYTHON_POPCONTEST_STATSD_PREFIX='a b': must be words")
 
+    def test_a_sample_is_pointed_out(self) -> None:
+        self.install("alpha", "alpha.py")
+        ended = self.usage("--metrics", self.counted(x=1), "--unused", PYTHON_POPCONTEST_STATSD_SAMPLE_RATE="0.1")
+        said = "popcon: a sample of 0.1 of the processes reports: rare uses may be missed\n"
+        self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, "alpha\n", said))
+
     def test_wrong_usage_gets_one_sentence_and_the_usage(self) -> None:
         metrics = ("--metrics", "x")
         prometheus = ("--prometheus", "http://127.0.0.1:9")
@@ -2823,15 +2826,25 @@ class TestUsage(Case):
             self.assertEqual(pages.asked, [])
 
     def test_ten_thousand_series_are_added_up(self) -> None:
+        exporters = [{"job": "popcon", "instance": f"10.0.0.{number}:9102"} for number in range(10)]
         series = [
-            {"metric": {"__name__": "x", "library": f"library-{number % 1000}", "pod": str(number)}, "value": [1, "2"]}
-            for number in range(10000)
+            {"metric": {"__name__": "x", "library": f"library-{number}", **exporter}, "value": [1, "2"]}
+            for number in range(1000)
+            for exporter in exporters
         ]
-        answers = {"last_over_time%28%7B__name__": series, "count%28": [{"metric": {}, "values": [[5, "1"]]}]}
+        now = time.time()
 
         def answer(asked: str) -> tuple[int, dict[str, str], bytes]:
-            found = [result for begin, result in answers.items() if f"query={begin}" in asked]
-            return 200, {}, json.dumps({"status": "success", "data": {"result": found[0] if found else []}}).encode()
+            form = dict(urllib.parse.parse_qsl(asked.partition("?")[2]))
+            found: list[dict[str, Any]] = []
+            if "process_start_time" in form["query"]:
+                start = float(form["start"])
+                found = [{"metric": exporter, "values": [[start, "5"], [now, "5"]]} for exporter in exporters]
+            elif "count(" in form["query"]:
+                found = [{"metric": {}, "values": [[form["start"], "1"]]}]
+            elif float(form["time"]) > now:
+                found = series
+            return 200, {}, json.dumps({"status": "success", "data": {"result": found}}).encode()
 
         with Pages(answer) as pages:
             rows = self.rows("--prometheus", pages.url)
@@ -2886,6 +2899,16 @@ class TestUsage(Case):
                 prod = self.rows(*window, "--match", '{namespace="prod"}')
                 self.assertEqual({name for name, row in prod.items() if row["processes"]}, {"spaces"})
                 self.assertEqual(prod["spaces"]["processes"], 1)
+                # Where a Prometheus does not keep what tells of restarts, rather too much is counted.
+                ask = popcon.prometheus(prometheus, {})
+                with mock.patch.object(sys, "stderr", io.StringIO()) as said:
+                    forgetful = popcon.counts_in_prometheus(
+                        lambda query, **when: {} if "process_start" in query else ask(query, **when),
+                        "python_popcon_library_used", "", start, time.time(),
+                    )
+                self.assertEqual(forgetful[0].keys(), counts.keys() - {"never"})
+                self.assertTrue(all(forgetful[0][name] >= max(1, counts[name] - 1) for name in forgetful[0]))
+                self.assertIn("process_start_time_seconds", said.getvalue())
                 # All there is, for people who ask for more than that.
                 ended = self.usage("--prometheus", prometheus, "--unused")
                 self.assertEqual((ended.returncode, ended.stdout), (1, ""))
