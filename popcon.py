@@ -1696,15 +1696,18 @@ def usage(options: "Any") -> int:
             counts, since = counts_at_exporter(options.metrics, headers, metric)
         if not any(counts.values()):
             what = f"no count of {metric} rose" if counts else f"there is no counter {metric}{options.match and ' that matches'}"
-            raise OSError(f"{what} in this time; does anything report (see selftest), and is that its name (see --metric)?")
+            where = options.metrics or f"the last {_duration(options.window)}"
+            raise OSError(f"{what} in {where}; does anything report (see selftest), and is that its name (see --metric)?")
         doing[0] = "reading what is installed"
         rows = judged(counts, options.keep)
     except OSError as error:
         raise SystemExit(f"popcon: {_printable(str(error))}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # as the shell says it
     finally:
         done()
     if float(rate) < 1:
-        print(f"popcon: a sample of {rate} of the processes reports: rare uses may be missed", file=sys.stderr)
+        _note(f"a sample of {rate} of the processes reports: rare uses may be missed")
     young = ""
     if since is None:
         young = "it is not known since when this was counted"
@@ -1712,7 +1715,7 @@ def usage(options: "Any") -> int:
         young = f"this was counted since {_date(since)} only"
     if young:
         hint = f"; ask for --window {_duration(now - since)} if that is long enough" if since else ""
-        print(f"popcon: nothing is called unused: {young}{hint}", file=sys.stderr)
+        _note(f"nothing is called unused: {young}{hint}")
         for row in rows:
             if row["status"] == "unused":
                 row.update(status="unknown", reason=young)
@@ -1727,6 +1730,13 @@ def usage(options: "Any") -> int:
     else:
         print(*table(rows, options.at_least, _date(since or now)), sep="\n")
     return 0
+
+
+CLEAR = "\r\33[K"  # what stands in this line of a terminal
+
+
+def _note(text: str) -> None:
+    print(f"{CLEAR * sys.stderr.isatty()}popcon: {text}", file=sys.stderr)
 
 
 # Where the counts come from.
@@ -1767,15 +1777,16 @@ def fetch(url: str, headers: dict[str, str], form: "Mapping[str, object] | None"
     data = standard("urllib.parse").urlencode(form or {})
     # Some proxies let a GET pass only, and some no long one.
     asked = request.Request(url, data.encode(), headers) if len(data) > 2000 else request.Request(f"{url}?{data}".rstrip("?"), None, headers)
-    end, text = clock() + 150, b""  # by itself Prometheus gives up after two minutes
+    patience = 120  # seconds, after which Prometheus gives up as well
+    end, text = clock() + patience, b""
     try:
-        with request.build_opener(Stay).open(asked, timeout=150) as answer:
+        with request.build_opener(Stay).open(asked, timeout=patience) as answer:
             while chunk := answer.read1(1 << 20):
                 text += chunk
                 if clock() > end or len(text) > 1 << 28:
                     raise OSError("its answer does not end")
     except request.HTTPError as error:
-        text = error.read(1 << 16)
+        text = error.read1(1 << 16)
         if error.headers.get("Location"):
             why = f"redirects to {error.headers['Location']}; does it want a --header 'Authorization: ...'?"
         else:
@@ -1807,7 +1818,7 @@ def prometheus(url: str, headers: dict[str, str]) -> "Callable[..., Any]":
             warnings = [text for text in answer.get("warnings", ()) if not text.startswith("PromQL")]
             found = {
                 frozenset(pair for pair in series["metric"].items() if pair[0] != "__name__"): [
-                    (float(time), float(value)) for time, value in series.get("values") or [series["value"]]
+                    (_number(time), _number(value)) for time, value in series.get("values") or [series["value"]]
                 ]
                 for series in answer["data"]["result"]
             }
@@ -1846,10 +1857,13 @@ def counts_in_prometheus(
         return {}, None
     recent = last(start - REACH, start)
     lives = exporter_lives(ask, whole, start - REACH, end)
-    exporters = {}  # of each series its own: of two clusters with the same targets, the one with more labels in common
-    for labels in whole:
-        near = [exporter for exporter in lives if _target(exporter) == _target(labels)]
-        exporters[labels] = max(near, key=lambda exporter: len(exporter & labels), default=None)  # noqa: B023
+    near: dict[Any, Any] = {}  # exporters by target: two clusters can have the same targets
+    for exporter in lives:
+        near.setdefault(_target(exporter), []).append(exporter)
+    exporters = {  # of each series its own
+        labels: max(near.get(_target(labels), [None]), key=lambda exporter: len(labels & (exporter or set())))
+        for labels in whole
+    }
     counts = dict.fromkeys(map(_library, whole), 0.0)
     for exporter, times in lives.items():
         own = [f"{key}={_quoted(value)}" for key, value in _target(exporter)]
@@ -1864,15 +1878,16 @@ def counts_in_prometheus(
         if exporter is None:  # its restarts cannot be seen, so that too much is better than too little
             counts[_library(labels)] += whole[labels]
     if None in exporters.values():
-        print("popcon: not every exporter's process_start_time_seconds is known: more is counted than this time", file=sys.stderr)
+        _note("not every exporter's process_start_time_seconds is known: more is counted than this time")
     # Counters that were there at the start, or not long before, say that the counts reach back to it.
     if recent:
         return counts, start
     since, step = end, end - start
     while step > 1:  # closer and closer: of so much data Prometheus tells a few hundred points only
         begin, step = since - step, max(1.0, step / 500)
-        first = f"count(last_over_time({selector()}{_range(0, step)}))"
-        ((since, _), *_), = ask(first, start=begin, end=since + step, step=step).values()
+        known = f"count(last_over_time({selector()}{_range(0, step + 0.002)}))"
+        for samples in ask(known, start=begin, end=since + step, step=step).values():
+            since = samples[0][0]
     return counts, since
 
 
@@ -1898,9 +1913,10 @@ def exporter_lives(
         for (before, old), (after, new) in zip(samples, samples[1:]):
             if old != new:  # when exactly, and how often?
                 own = ",".join(f"{key}={_quoted(value)}" for key, value in exporter)
-                close = ask(f"process_start_time_seconds{{{own}}}{_range(before - REACH, after)}", time=after)[exporter]
-                first = first or max(start, close[0][0])
+                found = ask(f"process_start_time_seconds{{{own}}}{_range(before - REACH, after)}", time=after)
+                close = found.get(exporter, [])
                 for (leave, left), (enter, entered) in zip(close, close[1:]):
+                    first = first or max(start, close[0][0])
                     # Otherwise it was the machine's clock that was set right, by which Linux tells the start.
                     restarted = left != entered and entered - left > leave - first - 2
                     if restarted and enter > times[-1]:
@@ -1913,12 +1929,19 @@ def exporter_lives(
 TARGET = "job", "instance"  # the labels by which Prometheus tells what it fetches from
 
 
-def _target(labels: "frozenset[tuple[str, str]]") -> "set[tuple[str, str]]":
-    return {pair for pair in labels if pair[0] in TARGET}
+def _target(labels: "frozenset[tuple[str, str]]") -> "frozenset[tuple[str, str]]":
+    return frozenset(pair for pair in labels if pair[0] in TARGET)
 
 
 def _library(labels: "frozenset[tuple[str, str]]") -> str:
     return normalized(dict(labels).get("library", ""))
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if number - number != 0:
+        raise ValueError("infinite, or not a number")
+    return number
 
 
 def _quoted(text: str) -> str:
@@ -1950,12 +1973,12 @@ def counts_at_exporter(
         is_known |= found is not None
         try:
             if found and found[1] == "process_start_time_seconds":
-                since = float(found[3])
+                since = _number(found[3])
             elif found and found[1] == metric:
                 label = re.search(r'(?:^|,)\s*library="([\w.-]*)"', found[2] or "")
                 name = normalized(label[1]) if label else ""
                 if name:
-                    counts[name] = counts.get(name, 0.0) + float(found[3])
+                    counts[name] = counts.get(name, 0.0) + _number(found[3])
         except ValueError:
             raise OSError(f"{source} is no list of metrics: {line[:80]!r}") from None
     if not is_known:
@@ -2067,7 +2090,7 @@ def judged(counts: "Mapping[str, float]", keep: "Sequence[str]") -> "list[dict[s
         names = fnmatch.filter(installed, re.sub(r"[-_.]+", "-", pattern).lower())
         reasons |= dict.fromkeys(names, "is to be kept")
         if not names:
-            print(f"popcon: nothing installed is called {pattern!r}, which was to be kept", file=sys.stderr)
+            _note(f"nothing installed is called {pattern!r}, which was to be kept")
     # Who uninstalls one of two libraries that share a file takes it from the other.
     shared: dict[str, set[str]] = {}
     owners: dict[bytes, str] = {}
@@ -2259,10 +2282,10 @@ def _show_progress(doing: list[str]) -> "Callable[[], None]":
     def show() -> None:
         wait = 1.0
         while not done.wait(wait):
-            print(f"\r\33[K{doing[0]} ...", end="", file=sys.stderr, flush=True)
+            print(f"{CLEAR}{doing[0]} ...", end="", file=sys.stderr, flush=True)
             wait = 0.1
         if wait < 1:
-            print("\r\33[K", end="", file=sys.stderr, flush=True)
+            print(CLEAR, end="", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=show, daemon=True)
     thread.start()

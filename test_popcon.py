@@ -2732,6 +2732,7 @@ class TestUsage(Case):
             ((200, {}, b"[" * 100000), "does not answer as Prometheus does"),
             ((200, {"Content-Length": "9"}, b"{"), "does not answer as Prometheus does"),
             ((200, {}, data(data={"result": [{"metric": 5}]})), "does not answer as Prometheus does"),
+            ((200, {}, data(data={"result": [good | {"value": [1, "NaN"]}]})), "does not answer as Prometheus does"),
             ((200, {}, data(data={"result": []})), "there is no counter python_popcon_library_used"),
             ((200, {}, data(warnings=["a store was unreachable"])), "does not know all: a store was unreachable"),
             ((400, {}, b'{"status":"error","error":"parse error: unexpected"}'), "answers 400 .*: parse error: unexpected"),
@@ -2753,7 +2754,7 @@ class TestUsage(Case):
                 (("--metrics", pages.url), "is no list of metrics, but begins '<!DOCTYPE html>"),
                 (("--metrics", "/no/such/file"), "No such file"),
                 (("--metrics", "/"), "Is a directory"),
-                (("--metrics", self.counted(), "--metric", "other"), "there is no counter other in this time"),
+                (("--metrics", self.counted(), "--metric", "other"), "there is no counter other in /"),
                 (("--metrics", self.counted(alpha=0)), "no count of python_popcon_library_used rose"),
             ]:
                 with self.subTest(source=source):
@@ -2826,9 +2827,9 @@ class TestUsage(Case):
             self.assertEqual(pages.asked, [])
 
     def test_ten_thousand_series_are_added_up(self) -> None:
-        exporters = [{"job": "popcon", "instance": f"10.0.0.{number}:9102"} for number in range(10)]
-        series = [
-            {"metric": {"__name__": "x", "library": f"library-{number}", **exporter}, "value": [1, "2"]}
+        exporters: list[dict[str, Any]] = [{"job": "popcon", "instance": f"10.0.0.{number}:9102"} for number in range(10)]
+        series: list[dict[str, Any]] = [
+            {"metric": exporter | {"__name__": "x", "library": f"library-{number}"}, "value": [1, "2"]}
             for number in range(1000)
             for exporter in exporters
         ]
@@ -2901,14 +2902,14 @@ class TestUsage(Case):
                 self.assertEqual(prod["spaces"]["processes"], 1)
                 # Where a Prometheus does not keep what tells of restarts, rather too much is counted.
                 ask = popcon.prometheus(prometheus, {})
-                with mock.patch.object(sys, "stderr", io.StringIO()) as said:
+                with contextlib.redirect_stderr(io.StringIO()) as stderr:
                     forgetful = popcon.counts_in_prometheus(
                         lambda query, **when: {} if "process_start" in query else ask(query, **when),
                         "python_popcon_library_used", "", start, time.time(),
                     )
                 self.assertEqual(forgetful[0].keys(), counts.keys() - {"never"})
                 self.assertTrue(all(forgetful[0][name] >= max(1, counts[name] - 1) for name in forgetful[0]))
-                self.assertIn("process_start_time_seconds", said.getvalue())
+                self.assertIn("process_start_time_seconds", stderr.getvalue())
                 # All there is, for people who ask for more than that.
                 ended = self.usage("--prometheus", prometheus, "--unused")
                 self.assertEqual((ended.returncode, ended.stdout), (1, ""))
@@ -3025,7 +3026,7 @@ class TestReadme(Case):
                 arguments = shlex.split(line.partition(" >")[0].replace("http://prometheus:9090", pages.url))
                 ended = self.usage(*arguments)
             self.assertEqual((ended.returncode, ended.stdout), (1, ""))
-            self.assertIn("there is no counter python_popcon_library_used in this time", ended.stderr)
+            self.assertIn("there is no counter python_popcon_library_used in the last 90d", ended.stderr)
 
     def test_names_every_setting_with_its_default(self) -> None:
         text = (HERE / "README.md").read_text(encoding="utf-8")
