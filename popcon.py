@@ -1354,13 +1354,24 @@ def made_by_install(path: str) -> "list[str] | None":
     return [os.path.normpath(os.path.join(sys.prefix, line[len(MADE) :])) for line in lines if line.startswith(MADE)]
 
 
+def listing(made: "Iterable[str]") -> bytes:
+    """Return what made_by_install() reads."""
+    return os.fsencode("\n".join([MARK, REMOVE, *(MADE + os.path.relpath(path, sys.prefix) for path in made), ""]))
+
+
+def journals() -> list[str]:
+    """Return where install() may list what it is about to make, while it does: in a folder that was there before."""
+    parts = ("etc", "ipython", "startup")
+    return [os.path.join(sys.prefix, *parts[:depth], "popcon-install.unfinished") for depth in range(4)]
+
+
 def install(
     all_processes: bool = False, vendor: bool = False, version: "tuple[int, ...]" = sys.version_info[:2]
 ) -> int:
     """Let every IPython session of this environment report, or every process; print what is written.
 
     Returns the exit status. Raises SystemExit with a sentence if it can't be done, and
-    leaves nothing half done.
+    leaves nothing half done; what it leaves if it is killed, the next one removes.
     """
     files = activation_files(version)
     startup = next(iter(files))
@@ -1371,10 +1382,10 @@ def install(
             raise SystemExit(f"popcon: {path!r} has a newline in it; nothing was changed")
         if os.path.lexists(path) and made_by_install(path) is None:
             raise SystemExit(f"popcon: {path} was not written by popcon, and is left as it is; nothing was changed")
+    clean_up()
     here = os.path.abspath(__file__)
     library = os.path.join(standard("sysconfig").get_path("purelib"), "popcon.py")
     imported = imported_popcon()
-    new = [path for path in files if not os.path.exists(path)]
     if imported and _read(imported) != _read(here):
         raise SystemExit(
             f"popcon: Python imports another popcon here, {imported}; nothing was changed. Install with that one"
@@ -1384,48 +1395,44 @@ def install(
             f"popcon: Python does not import popcon from {os.path.dirname(here)} when it runs elsewhere; nothing was "
             f"changed. Put popcon.py into {os.path.dirname(library)}, or let --vendor do it"
         )
-    copy = not imported
-    if not new and not copy:
-        print(
-            "nothing to do: " + ", ".join(files) + " are there"
-            if len(files) > 1
-            else f"nothing to do: {startup} is there"
-        )
+    if imported and all(map(os.path.exists, files)):
+        print(f"nothing to do: {' and '.join(files)} {'are' if all_processes else 'is'} there")
         return 0
-    made: list[str] = []
-    kept = {path: _read(path) for path in files if path not in new}
+    # Each lists all that was made with any, so that one may get lost.
+    listed = [other for path in files for other in made_by_install(path) or ()]
+    if not imported and os.path.lexists(library) and library not in listed:
+        raise SystemExit(f"popcon: Python fails to import {library}, which is left as it is; nothing was changed")
+    source = imported or library
+    compiled = standard("importlib.util").cache_from_source(source)
+    made = sorted({path for wanted in (source, compiled, *files) for path in missing(wanted)})
+    wrote = []
+    journal = os.path.join(os.path.dirname([*missing(startup), startup][0]), os.path.basename(journals()[0]))
     try:
-        if copy:
-            write(library, _read(here), made)
-        source = library if copy else imported
-        compiled = standard("importlib.util").cache_from_source(source)
-        if not os.path.exists(compiled):
+        write(journal, listing(made))
+        if not imported:
+            write(library, _read(here))
+            wrote.append(library)
+        if compiled in made:
             try:
-                folders(os.path.dirname(compiled), made)
                 standard("py_compile").compile(source, doraise=True)
-                made.append(compiled)
+                wrote.append(compiled)
             except OSError as error:
                 print(f"warning: every start will compile {source} anew: {error}")
-        for path in new:
-            write(path, b"", made)
-        # Each lists all that was made with any, so that one may get lost.
-        listed = [other for path in files for other in made_by_install(path) or ()] + made
-        listed = [other for other in dict.fromkeys(listed) if other not in files]
-        for path, text in files.items():
-            lines = [MARK, REMOVE, *(MADE + os.path.relpath(other, sys.prefix) for other in listed), text]
-            with open(path, "wb") as file:
-                file.write(os.fsencode("\n".join(lines)))
+        for path in files:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        head = listing(dict.fromkeys(listed + [path for path in made if os.path.exists(path)]))
+        for path in sorted(files, key=os.path.exists):  # those that can be undone first
+            content = head + files[path].encode()
+            if _read(path) != content:
+                write(path, content)
+                wrote.append(path)
     except OSError as error:
-        for path, content in kept.items():
-            with open(path, "wb") as file:
-                file.write(content)
         remove(made)
-        raise SystemExit(
-            f"popcon: {error.filename or 'a file'} cannot be written: {error.strerror}; nothing was changed"
-        ) from None
-    for path in made:
-        if os.path.isfile(path):
-            print(f"wrote {path}")
+        remove([journal])
+        raise SystemExit(f"popcon: {error.filename} cannot be written: {error.strerror}; nothing was changed") from None
+    os.remove(journal)
+    for path in wrote:
+        print(f"wrote {path}")
     return 0
 
 
@@ -1442,65 +1449,86 @@ def imported_popcon() -> str:
     return os.fsdecode((child.stdout + b"\0\0").split(b"\0")[1])
 
 
-def folders(path: str, made: list[str]) -> None:
-    """Make the folder and those above it; add what was made to the list. Raises OSError."""
-    if not os.path.isdir(path):
-        folders(os.path.dirname(path), made)
-        os.mkdir(path)
-        made.append(path)
+def missing(path: str) -> list[str]:
+    """Return the path and the folders above it, the highest first, as far as they are not there."""
+    return [] if os.path.lexists(path) else [*missing(os.path.dirname(path)), path]
 
 
-def write(path: str, content: bytes, made: list[str]) -> None:
-    """Write a new file; add it and the folders made for it to the list. Raises OSError."""
-    folders(os.path.dirname(path), made)
-    with open(path, "xb") as file:
-        made.append(path)
-        file.write(content)
+def write(path: str, content: bytes) -> None:
+    """Let a file appear whole, in place of what was there, and the folders above it. Raises OSError."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    unfinished = f"{path}.{os.getpid()}"
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+        os.replace(unfinished, path)
+    except OSError as error:
+        remove([unfinished])
+        error.filename = path
+        raise
 
 
-def remove(made: "Sequence[str]") -> list[str]:
-    """Remove files, and folders that are empty then, the last first; return what is gone. Raises OSError."""
-    gone = []
-    for path in reversed(made):
+def remove(paths: "Iterable[str]") -> list[str]:
+    """Remove files, then folders that are empty by then; return what is gone. Raises SystemExit with a sentence.
+
+    With popcon.py goes its bytecode, and with each file what a write that was cut short left beside it.
+    """
+    glob = standard("glob")
+    files, places, gone = [], set(), []
+    for path in paths:
         if os.path.isdir(path) and not os.path.islink(path):
-            if os.listdir(path):
-                continue  # somebody else uses it by now
-            os.rmdir(path)
-        elif os.path.lexists(path):
-            os.remove(path)
-        else:
+            places.add(path)
             continue
-        gone.append(path)
+        if os.path.basename(path) == "popcon.py":
+            cache = os.path.join(os.path.dirname(path), "__pycache__")
+            files += glob.glob(os.path.join(glob.escape(cache), "popcon.*.pyc*"))
+            places.add(cache)
+        beside = glob.glob(glob.escape(path) + ".*")
+        files += [*(other for other in beside if other[len(path) + 1 :].isdigit()), path]
+    try:
+        for path in dict.fromkeys(files):
+            if os.path.lexists(path):
+                os.remove(path)
+                gone.append(path)
+        for path in sorted(places, key=len, reverse=True):
+            if os.path.isdir(path) and not os.listdir(path):  # else somebody else uses it by now
+                os.rmdir(path)
+                gone.append(path)
+    except OSError as error:
+        raise SystemExit(f"popcon: {error.filename} cannot be removed: {error.strerror}") from None
+    return gone
+
+
+def clean_up() -> list[str]:
+    """Remove what an install() that was killed has made, print and return it."""
+    gone = []
+    for journal in journals():
+        gone += remove(made_by_install(journal) or ()) + remove([journal])
+    for path in gone:
+        print(f"removed {path}, left by an install that was cut short")
     return gone
 
 
 def uninstall() -> int:
     """Remove what install() wrote in this environment, and only that; print it. Returns the exit status."""
+    gone = clean_up()
+    activating: list[str] = []
     made: list[str] = []
-    made_here = activation_files((3, 17)) | activation_files((3, 18))
-    for path in made_here:
+    for path in activation_files((3, 17)) | activation_files((3, 18)):
         listed = made_by_install(path)
-        if listed is None:
-            if os.path.lexists(path):
-                print(f"left {path}: popcon did not write it")
-        else:
-            made += [path, *listed]
+        if listed is not None:
+            activating.append(path)
+            made += listed
+        elif os.path.lexists(path):
+            print(f"left {path}: popcon did not write it")
     library = [path for path in made if os.path.basename(path) == "popcon.py"]
     if libraries(dict.fromkeys(library, "popcon"))[0]:  # pip has installed it in the meantime
         print(f"left {', '.join(library)}: it belongs to an installed library")
         made = [path for path in made if path not in library and not path.endswith(".pyc")]
-    # Files before folders, activation files last: as long as they are there, it can be tried again.
-    # remove() begins at the end.
-    ordered = sorted(
-        dict.fromkeys(made), key=lambda path: (not os.path.isdir(path), path not in made_here, path.count(os.sep))
-    )
-    try:
-        gone = remove(ordered)
-    except OSError as error:
-        raise SystemExit(f"popcon: {error.filename} cannot be removed: {error.strerror}") from None
-    for path in gone:
+    # Activation files last: as long as they are there, it can be tried again.
+    for path in remove([*made, *activating]):
         print(f"removed {path}")
-    if not made:
+    if not activating and not gone:
         print("nothing to do: popcon is not installed here by `python -m popcon install`")
     return 0
 

@@ -1289,6 +1289,78 @@ SESSIONS: list[tuple[list[str], list[str]]] = [
 ]
 
 
+# Installs again and again, and dies at each line that writes, and before each system call that changes a folder.
+# Then an uninstall, or an install and an uninstall, has to leave the environment as it was.
+DEATHS = r"""
+import importlib.util, os, pathlib, sys, sysconfig
+import popcon, py_compile
+
+def compile(file, doraise):
+    # As py_compile does, in less time.
+    path = importlib.util.cache_from_source(file)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    open(f"{path}.{id(path)}", "x").close()
+    os.replace(f"{path}.{id(path)}", path)
+
+py_compile.compile = compile
+
+library = os.path.join(sysconfig.get_path("purelib"), "popcon.py")
+popcon.imported_popcon = lambda: library if os.path.exists(library) else ""
+prefix = pathlib.Path(sys.prefix)
+
+def state():
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(prefix.rglob("*"))}
+
+def step(*ignored):
+    global left
+    left -= 1
+    if left == 0:
+        os._exit(9)
+
+def lines(frame, event, argument):
+    if event == "line":
+        step()
+    return lines
+
+def changes(event, arguments):
+    if event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir") or event == "open" and arguments[2] & os.O_CREAT:
+        step()
+
+def child(work, death=0):
+    global left
+    process = os.fork()
+    if not process:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        left = death
+        if death:
+            sys.addaudithook(changes)
+            sys.settrace(lambda frame, *_: lines if frame.f_code.co_name in ("write", "clean_up") else None)
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+before = state()
+everywhere = lambda: popcon.install(all_processes=True, vendor=True)
+sessions = lambda: popcon.install(vendor=True)
+for first in (None, sessions):
+    death, ended = 1, 9
+    while ended:
+        death += 1
+        if first:
+            assert child(first) == 0
+        ended = child(everywhere, death // 2 + 1)
+        assert ended in (0, 9), ended
+        if death % 2:
+            assert child(everywhere) == 0
+            assert all(map(os.path.exists, [library, *popcon.activation_files()]))
+        assert child(popcon.uninstall) == 0
+        after = state()
+        if after != before:
+            sys.exit(f"died at {death // 2 + 1}: {[path for path in before.keys() | after.keys() if before.get(path, 0) != after.get(path, 0)]}")
+    print(death // 2)
+"""
+
+
 class TestInstall(Case):
     def setUp(self) -> None:
         super().setUp()
@@ -1336,6 +1408,29 @@ class TestInstall(Case):
                 self.assertEqual((status, err, self.state()), (0, "", before))
         status, out, err = self.run_in_it("popcon.py", "uninstall")
         self.assertEqual((status, out[:13], err), (0, "nothing to do", ""))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "needs os.fork")
+    def test_an_install_that_is_killed_is_completed_by_the_next_and_cleaned_up_by_uninstall(self) -> None:
+        status, out, err = self.run_in_it("-c", DEATHS)
+        self.assertEqual((status, err), (0, ""), out)
+        self.assertTrue(all(int(deaths) > 20 for deaths in out.split()), out)
+
+    def test_what_was_cut_short_is_never_seen(self) -> None:
+        """Whoever looks meanwhile finds a file whole, or none."""
+        with mock.patch("builtins.open", mock.mock_open()) as opened, mock.patch("os.replace") as replace:
+            popcon.write(str(self.own / "popcon.pth"), b"x")
+        (name, _), _ = opened.call_args
+        self.assertNotEqual(Path(name).suffix, ".pth")
+        replace.assert_called_once_with(name, str(self.own / "popcon.pth"))
+
+    def test_a_popcon_that_cannot_be_imported_is_not_overwritten(self) -> None:
+        (self.purelib / "popcon.py").write_text("half a file (")
+        before = self.state()
+        status, out, err = self.run_in_it("popcon.py", "install", "--vendor")
+        self.assertEqual((status, out, self.state()), (1, "", before))
+        self.assertRegex(
+            err, "^popcon: Python fails to import .*popcon.py, which is left as it is; nothing was changed\n$"
+        )
 
     def test_a_second_install_adds_what_is_missing_and_uninstall_knows_of_both(self) -> None:
         before = self.state()
