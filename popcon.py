@@ -1482,7 +1482,6 @@ def remove(paths: "Iterable[str]") -> list[str]:
         if os.path.basename(path) == "popcon.py":
             cache = os.path.join(os.path.dirname(path), "__pycache__")
             files += glob.glob(os.path.join(glob.escape(cache), "popcon.*.pyc*"))
-            places.add(cache)
         beside = glob.glob(glob.escape(path) + ".*")
         files += [*(other for other in beside if other[len(path) + 1 :].isdigit()), path]
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import importlib.machinery
+import importlib.util
 import io
 import json
 import os
@@ -1361,6 +1362,23 @@ for first in (None, sessions):
 """
 
 
+def make_wheel(folder: Path) -> Path:
+    """popcon as pip takes it, made without the network."""
+    wheel = folder / f"popcon-{popcon.__version__}-py3-none-any.whl"
+    info = f"popcon-{popcon.__version__}.dist-info"
+    files = {
+        "popcon.py": SOURCE.read_text(encoding="utf-8"),
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: popcon\nVersion: {popcon.__version__}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": "[console_scripts]\npopcon = popcon:main\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+    return wheel
+
+
 class TestInstall(Case):
     def setUp(self) -> None:
         super().setUp()
@@ -1588,6 +1606,59 @@ class TestInstall(Case):
         self.assertIn("it belongs to an installed library", out)
         self.assertTrue((self.purelib / "popcon.py").exists())
         self.assertFalse(self.startup.exists())
+
+    def test_uninstall_removes_all_bytecode_of_the_copy_that_install_made(self) -> None:
+        for cache in (False, True):
+            with self.subTest(cache=cache):
+                if cache:
+                    self.write(self.purelib, {"__pycache__/other.cpython-399.pyc": ""})
+                before = self.state()
+                self.run_in_it("popcon.py", "install", "--vendor")
+                self.run_in_it("-m", "popcon", "selftest", cwd=self.own)
+                self.run_in_it("-OO", "-m", "popcon", "selftest", cwd=self.own)
+                self.write(self.purelib, {"__pycache__/popcon.cpython-399.pyc": ""})
+                self.assertEqual(self.run_in_it("-m", "popcon", "uninstall", cwd=self.own)[::2], (0, ""))
+                self.assertEqual(self.state(), before)
+
+    @unittest.skipUnless(importlib.util.find_spec("ensurepip"), "needs ensurepip")
+    def test_beside_pip_in_any_order(self) -> None:
+        wheel = make_wheel(self.folder)
+        venv.create(self.prefix, symlinks=os.name != "nt", with_pip=True)
+        self.install("alpha", "alpha.py", folder=self.purelib)
+
+        def pip(*arguments: str) -> None:
+            status, out, err = self.run_in_it(
+                "-m", "pip", "--disable-pip-version-check", *arguments, PIP_ROOT_USER_ACTION="ignore"
+            )
+            self.assertEqual(status, 0, out + err)
+
+        def changes(before: dict[str, bytes | None]) -> list[str]:
+            # pip leaves a __pycache__ behind.
+            after = self.state()
+            return [path for path in before.keys() | after if before.get(path) != after.get(path)]
+
+        def reported() -> list[bytes]:
+            with Server() as server:
+                ended = self.run_in_it("-B", "-W", "error", "-c", "import alpha", cwd=self.own, **server.settings)
+                self.assertEqual(ended, (0, "", ""))
+                return server.received()
+
+        bare = self.state()
+        pip("install", "--no-index", "--no-deps", str(wheel))
+        installed = self.state()
+        self.assertEqual(self.run_in_it("-m", "popcon", "install", "--all-processes", cwd=self.own)[::2], (0, ""))
+        self.assertEqual(reported(), [b"python_popcon.library_used.alpha:1|c"])
+        status, out, err = self.run_in_it("-m", "popcon", "selftest", cwd=self.own)
+        self.assertEqual((status, err), (0, ""), out)
+        self.assertRegex(out, "(?m)^ok +processes +each reports$")
+        self.assertEqual(self.run_in_it("-m", "popcon", "uninstall", cwd=self.own)[::2], (0, ""))
+        self.assertEqual((changes(installed), reported()), ([], []))
+
+        self.assertEqual(self.run_in_it("-m", "popcon", "install", "--all-processes", cwd=self.own)[::2], (0, ""))
+        pip("uninstall", "--yes", "popcon")
+        self.assertEqual(reported(), [])
+        self.assertEqual(self.run_in_it("popcon.py", "uninstall")[::2], (0, ""))
+        self.assertEqual(changes(bare), [])
 
     def test_the_working_folder_and_what_others_print_do_not_mislead_install(self) -> None:
         for path in (f"/nowhere{os.pathsep}", str(self.lone)[:0] + os.pathsep):
