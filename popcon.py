@@ -1535,41 +1535,54 @@ def uninstall() -> int:
 def run(program: "Sequence[str]", explain: bool = False) -> None:
     """Run a program as python would, and say on stderr at its end what would be sent; nothing is.
 
-    Takes what stands after `python` on a command line: -c CODE, -m MODULE or a script,
+    Takes what stands after `python` on a command line: -c CODE, -m MODULE, - or a path,
     and arguments. The program's exceptions pass, without the frames of this file.
     """
     kind, arguments = program[0], list(program[1:])
     # Not by this process, and not by a reporter that is switched on here or in a child.
     os.environ["DO_NOT_TRACK"] = "1"
+    machinery, runpy = standard("importlib.machinery"), standard("runpy")
     main = sys.modules["__main__"] = type(sys)("__main__")
-    main.__builtins__ = sys.modules["builtins"]  # type: ignore[attr-defined]
-    runpy = standard("runpy")
-    start, source = "", b""
-    if kind in ("-c", "-m"):
-        what = arguments.pop(0)
-        sys.argv = [kind, *arguments]
-        if kind == "-c" and sys.version_info >= (3, 13):  # whose tracebacks show the code
-            lines = what.splitlines(keepends=True)
-            standard("linecache").cache["<string>"] = (len(what), None, lines, "<string>")
-        start = os.getcwd() if kind == "-m" else ""
+    namespace = vars(main)
+    namespace["__loader__"] = machinery.BuiltinImporter
+    if sys.version_info < (3, 14):
+        namespace["__annotations__"] = {}
+    namespace["__builtins__"] = sys.modules["builtins"]
+    start, module, name = "", "", "<string>"
+    source: str | bytes = b""
+    if kind[:2] in ("-c", "-m"):
+        what = kind[2:] or arguments.pop(0)
+        kind = kind[:2]
+        if kind == "-m":
+            start, module = os.getcwd(), what
+        else:
+            source = standard("textwrap").dedent(what) if sys.version_info >= (3, 14) else what
+            if sys.version_info >= (3, 13):  # whose tracebacks show the code
+                lines = source.splitlines(keepends=True)
+                standard("linecache").cache[name] = (len(source), None, lines, name)
+    elif kind != "-" and (os.path.isdir(kind) or standard("zipfile").is_zipfile(kind)):
+        start, module = os.path.abspath(kind), "__main__"
     else:
-        sys.argv = [kind, *arguments]
-        path = os.path.abspath(kind)
+        name = "<stdin>" if kind == "-" else os.path.join(os.getcwd(), kind)
         try:
-            if os.path.isdir(kind) or standard("zipfile").is_zipfile(kind):
-                start, kind, what = path, "-m", "__main__"
-            else:
-                start, what = os.path.dirname(os.path.realpath(kind)), path
-                with open(kind, "rb") as file:
-                    source = file.read()
-                main.__file__ = path
-                main.__loader__ = standard("importlib.machinery").SourceFileLoader("__main__", path)
+            with open(0 if kind == "-" else kind, "rb", closefd=kind != "-") as file:
+                source = file.read()
         except OSError as error:
-            print(f"popcon: can't open file {path!r}: {error.strerror}", file=sys.stderr)
+            reason = f"[Errno {error.errno}] {error.strerror}"
+            print(f"{sys.executable}: can't open file {name!r}: {reason}", file=sys.stderr)
             raise SystemExit(2) from None
+        namespace["__file__"] = name
+        if sys.version_info < (3, 15):
+            namespace["__cached__"] = None
+        if kind != "-":
+            start = os.path.dirname(os.path.realpath(kind))
+            compiled = name.endswith(".pyc")
+            loader = machinery.SourcelessFileLoader if compiled else machinery.SourceFileLoader
+            namespace["__loader__"] = loader("__main__", name)
+    sys.argv = [kind, *arguments]
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         sys.path[0] = start
-    elif what == "__main__":
+    elif kind != "-m" and module:
         sys.path.insert(0, start)  # a folder or an archive, with a __main__ in it
     known = set(sys.modules)
     atexit.register(_say_what_would_be_sent, known if explain else None)
@@ -1578,24 +1591,31 @@ def run(program: "Sequence[str]", explain: bool = False) -> None:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_reporter.after_fork)
     try:
-        if kind == "-m":
-            runpy._run_module_as_main(what, alter_argv=program[0] == "-m")
+        if module:
+            runpy._run_module_as_main(module, alter_argv=kind == "-m")
+        elif name.endswith(".pyc"):
+            exec(namespace["__loader__"].get_code("__main__"), namespace)
         else:
-            name = "<string>" if kind == "-c" else what
-            exec(compile(what if kind == "-c" else source, name, "exec", dont_inherit=True), vars(main))
+            exec(compile(source, name, "exec", dont_inherit=True), namespace)
     except BaseException:
-        _hide_own_frames(runpy.__file__)
+        _hide_own_frames(runpy.__file__, "<frozen runpy>")
         raise
 
 
-def _hide_own_frames(*files: str) -> None:
-    """Let sys.excepthook, even the program's own, see the traceback from the program's first line on."""
+def _hide_own_frames(*others: str) -> None:
+    """Let sys.excepthook, even the program's own, see the traceback as without the frames of this file.
+
+    Takes the files of other frames that may stand before these.
+    """
     show = sys.excepthook
-    own = {*files, "<frozen runpy>", main.__code__.co_filename}
+    own = main.__code__.co_filename
 
     def excepthook(kind: "type[BaseException]", error: BaseException, trace: "Any") -> None:
-        while trace and trace.tb_frame.f_code.co_filename in own:
-            trace = trace.tb_next
+        rest = trace
+        while rest and rest.tb_frame.f_code.co_filename in (own, *others):
+            if rest.tb_frame.f_code.co_filename == own:
+                trace = rest.tb_next
+            rest = rest.tb_next
         show(kind, error.with_traceback(trace), trace)
 
     sys.excepthook = excepthook
@@ -1611,8 +1631,10 @@ def _say_what_would_be_sent(known: "set[str] | None") -> None:
         lines = lines or ["popcon: nothing would be sent: no library was used"]
     except Exception as error:
         lines = [f"popcon: nothing would be sent: {error}"]
-    if sys.stderr:
+    try:
         print(*lines, sep="\n", file=sys.stderr)
+    except Exception:  # closed, or the program's own: then nobody is listening
+        pass
 
 
 def explanation(loaded: "Mapping[str, object]", known: set[str]) -> list[str]:
@@ -1688,7 +1710,7 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     command = commands.add_parser(
         "run",
         help="run a program, and say what would be sent at its end",
-        usage="python -m popcon run [-h] [--explain] (SCRIPT | -m MODULE | -c CODE) [ARGS ...]",
+        usage="python -m popcon run [-h] [--explain] (SCRIPT | -m MODULE | -c CODE | -) [ARGS ...]",
         description="Run a program as python would, and say on stderr at its end what would be sent. Nothing is.",
     )
     command.add_argument(
@@ -1701,9 +1723,13 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         program = arguments[1 + explain :]
         if not program or program in (["-c"], ["-m"]):
             command.error("a program is missing: SCRIPT, -m MODULE or -c CODE")
-        if program[0] in ("-c", "-m") or not program[0].startswith("-"):
+        option = program[0]
+        if option[:2] in ("-c", "-m") or option == "-" or not option.startswith("-"):
             run(program, explain)
             return 0
+        if option[1] in "bBdEiIOPqsSuvVWxX":
+            option = " ".join(program[:2]) if option in ("-W", "-X") else option
+            command.error(f"{option} is for python itself: python {option} -m popcon run ...")
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         (command if options.command == "run" else parser).error(f"unknown option {unknown[0]}")

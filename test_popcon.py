@@ -13,6 +13,7 @@ import importlib.util
 import io
 import json
 import os
+import py_compile
 import random
 import re
 import shlex
@@ -1729,79 +1730,120 @@ class TestRun(Case):
                     text=True,
                     timeout=60,
                 )
-                for command in ([], [str(SOURCE), "run"])
+                for command in ([], ["-m", "popcon", "run"])
             ]
             self.assertEqual(server.received(), [])
         return ended[0], ended[1]
 
+    def assert_same(self, *arguments: str, said: str, input: str = "") -> None:
+        """Python and `popcon run` do the same, but that the latter says something at the end."""
+        plain, ours = self.pair(*arguments, input=input)
+        with self.subTest(arguments=arguments):
+            self.assertEqual(
+                (ours.returncode, re.sub("0x\\w+", "", ours.stdout)),
+                (plain.returncode, re.sub("0x\\w+", "", plain.stdout)),
+            )
+            self.assertEqual(ours.stderr, plain.stderr + said)
+
+    def test_every_form_of_program_runs_as_python_runs_it(self) -> None:
+        program = textwrap.dedent("""
+            import os, signal, sys, alpha
+            number: int = 1
+            print(sys.argv, sys.path, *(f"{name}={value!r}" for name, value in list(globals().items())), sep="\\n")
+            print(sys.modules["__main__"].__dict__ is globals(), sys.stdin.read(), flush=True)
+            def fail(error=ValueError, cause=None):
+                raise error("mine") from cause
+            def chain():
+                try:
+                    fail()
+                except ValueError as error:
+                    fail(KeyError, error)
+            eval(sys.argv[-1])
+            """)
+        self.install("alpha", "alpha.py")
+        for path in ("main.py", "mod.py", "folder/__main__.py", "package/__main__.py"):
+            self.write(self.own, {path: f'"""Doc."""{program}'})
+        self.write(self.own, {"package/__init__.py": ""})
+        py_compile.compile(str(self.own / "main.py"), str(self.own / "main.pyc"))
+        with zipfile.ZipFile(self.own / "archive", "w") as archive:
+            archive.write(self.own / "main.py", "__main__.py")
+        forms = [
+            ["main.py"],
+            ["./main.py"],
+            [str(self.own / "main.py")],
+            ["main.pyc"],
+            ["folder"],
+            ["archive"],
+            ["-m", "mod"],
+            ["-mmod"],
+            ["-m", "package"],
+            ["-c", program],
+            [f"-c{program}"],
+            ["-"],
+        ]
+        endings = [
+            "sys.exit()",
+            "sys.exit(7)",
+            "sys.exit(-1)",
+            "sys.exit('a sentence')",
+            "sys.exit((1, None))",
+            "chain()",
+            "fail(KeyboardInterrupt)",
+            "signal.raise_signal(signal.SIGINT)",
+            "signal.raise_signal(signal.SIGTERM)",
+            "os._exit(3)",
+        ]
+        jobs = [(form, "fail()") for form in forms]
+        jobs += [(form, ending) for form in (["main.py"], ["-m", "mod"], ["-c", program]) for ending in endings]
+
+        for form, ending in jobs:
+            silent = "SIGTERM" in ending or "_exit" in ending
+            self.assert_same(
+                *(form + ["-m", "a b", "--explain", ending]),
+                said="" if silent else "python_popcon.library_used.alpha:1|c\n",
+                input=program if form == ["-"] else "text",
+            )
+
     def test_runs_a_program_as_python_does_and_says_what_would_be_sent(self) -> None:
         self.install("alpha", "alpha.py", "alpha_tool/__main__.py", source="")
-        self.install(
-            "beta",
-            "beta/__main__.py",
-            source="import sys, alpha; print(sys.argv, __name__, __spec__.name); sys.exit(3)",
-        )
-        facts = "import sys, alpha, __main__; print(sys.argv, sys.path[0], __name__, globals().get('__file__'), __main__.__dict__ is globals(), sys.stdin.read())\n"
+        self.install("beta", "beta/__main__.py", source="import sys, alpha; print(sys.argv, __spec__.name)")
         self.write(
             self.own,
             {
-                "plain.py": facts,
-                "status.py": facts + "sys.exit(7)",
-                "text.py": "import alpha, sys; sys.exit('a sentence')",
-                "fails.py": "import alpha\ndef inner():\n    raise ValueError('mine')\ninner()\n",
-                "chain.py": "import alpha\ntry:\n    1 / 0\nexcept Exception as error:\n    raise KeyError('x') from error\n",
-                "syntax.py": "import alpha\n  wrong(\n",
                 "hook.py": "import alpha, sys, traceback\nsys.excepthook = lambda kind, error, trace: print(len(traceback.extract_tb(trace)))\n1 / 0\n",
-                "interrupt.py": "import alpha\nraise KeyboardInterrupt\n",
-                "killed.py": "import alpha, os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n",
                 "late.py": "import atexit, sys\natexit.register(lambda: __import__('alpha'))\n",
                 "coded.py": "# -*- coding: latin-1 -*-\nimport alpha\nprint(ascii('\u00c3\u00a9'))\n",
                 "future.py": "import alpha\ndef f(x: nothing = 1): pass\nprint(f)"
                 if sys.version_info >= (3, 14)
                 else "import alpha",
-                "folder/__main__.py": facts + "print(str(sys.path[1]).endswith('own'))\n",
+                "workers.py": "import multiprocessing\ndef work(n): return n * 2\nif __name__ == '__main__':\n"
+                "    with multiprocessing.get_context('spawn').Pool(1) as pool: print(pool.map(work, [21]))\n    import alpha",
+                "syntax.py": "import alpha\n  wrong(\n",
             },
         )
-        line = "python_popcon.library_used.alpha:1|c\n"
-        for arguments in (
-            ["plain.py", "-m", "--explain", "a b"],
-            ["status.py"],
-            ["text.py"],
-            ["fails.py"],
-            ["chain.py"],
-            ["syntax.py"],
-            ["hook.py"],
-            ["interrupt.py"],
-            ["killed.py"],
-            ["late.py"],
-            ["coded.py"],
-            ["folder", "x"],
-            ["-m", "alpha", "-c"],
-            ["-m", "beta", "-c", "x"],
-            ["-m", "nowhere"],
-            ["-c", facts + "raise SystemExit(5)", "-m"],
-            ["-c", "import alpha; 1 / 0"],
-        ):
-            with self.subTest(arguments=arguments):
-                plain, ours = self.pair(*arguments, input="text")
-                self.assertEqual(
-                    (ours.returncode, re.sub("0x\\w+", "", ours.stdout)),
-                    (plain.returncode, re.sub("0x\\w+", "", plain.stdout)),
-                )
-                end = ours.stderr.removeprefix(plain.stderr)
-                if arguments[0] == "killed.py":
-                    self.assertEqual(end, "")
-                elif arguments[0] == "syntax.py" or "nowhere" in arguments:
-                    self.assertEqual(end, "popcon: nothing would be sent: no library was used\n")
-                else:
-                    self.assertEqual(end.replace("python_popcon.library_used.beta:1|c\n", ""), line, ours.stderr)
+        alpha, beta = (f"python_popcon.library_used.{name}:1|c\n" for name in ("alpha", "beta"))
+        nothing = "popcon: nothing would be sent: no library was used\n"
+        for name in ("hook.py", "late.py", "coded.py", "future.py", "workers.py"):
+            self.assert_same(name, said=alpha)
+        self.assert_same("-m", "alpha", "-c", said=alpha)
+        self.assert_same("-m", "beta", "-c", "x", said=alpha + beta)
+        self.assert_same("-c", "import alpha; 1 / 0", said=alpha)
+        if sys.version_info >= (3, 14):
+            self.assert_same("-c", "\n  import alpha\n  1 / 0\n", said=alpha)
+        self.assert_same("syntax.py", said=nothing)
+        self.assert_same("-", input="  wrong(", said=nothing)
+        self.assert_same("-c", "wrong(", said=nothing)
+        self.assert_same("-m", "nowhere", said=nothing)
+        self.assert_same("nowhere.py", said="")
 
     def test_a_program_that_is_not_there_or_missing_is_said_in_a_sentence(self) -> None:
         for arguments, sentence in [
-            (["nowhere.py"], "can't open file"),
             ([], "a program is missing"),
             (["-m"], "a program is missing"),
+            (["--explain", "-c"], "a program is missing"),
             (["--wrong"], "unknown option --wrong"),
+            (["-W", "error", "-c", ""], ": -W error is for python itself: python -W error -m popcon run ..."),
+            (["-OO", "x.py"], ": -OO is for python itself: python -OO -m popcon run ..."),
         ]:
             _, result = self.pair(*arguments)
             self.assertEqual((result.returncode, result.stdout), (2, ""))
