@@ -1157,7 +1157,8 @@ def _check_bytecode() -> "Iterator[tuple[str, str, str]]":
         yield (
             "warning",
             "import",
-            f"Python does not import popcon from {os.path.dirname(os.path.abspath(__file__))} when it runs elsewhere",
+            f"Python does not import popcon from {os.path.dirname(os.path.abspath(__file__))} when it runs elsewhere; "
+            "`install --vendor` puts it where it is found",
         )
         return
     compiled = standard("importlib.util").cache_from_source(path)
@@ -1174,7 +1175,11 @@ def _check_activation() -> "Iterator[tuple[str, str, str]]":
     """Try out what is switched on here, and look for what was left over."""
     code = "import sys; sys.path.insert(0, {!r}); import popcon_selftest"
     _, received = _trial(lambda library: ["-c", code.format(library)])
-    yield "ok", "processes", "each reports" if received else "do not report by themselves; see install --all-processes"
+    yield (
+        "ok",
+        "processes",
+        "each reports" if received else "do not report by themselves; `install --all-processes` lets each",
+    )
     has_ipython = standard("importlib.util").find_spec("IPython") is not None
     if has_ipython:
         child, received = _trial(
@@ -1184,7 +1189,7 @@ def _check_activation() -> "Iterator[tuple[str, str, str]]":
         yield (
             ("ok", "IPython", "each session reports")
             if received
-            else ("warning", "IPython", f"does not report; see install{lost}")
+            else ("warning", "IPython", f"does not report; `install` lets each session{lost}")
         )
     everywhere = [list(activation_files(version))[1] for version in ((3, 17), (3, 18))]
     site = [path for path in everywhere if os.path.exists(path)]
@@ -1201,6 +1206,8 @@ def _check_activation() -> "Iterator[tuple[str, str, str]]":
             yield "warning", "left over", f"one of these is enough: {', '.join(double)}"
     if (site or ours) and not imported_popcon():
         yield "warning", "left over", f"popcon itself is gone, but not {', '.join([*site, *ours])}"
+    for path in filter(os.path.exists, journals()):
+        yield "warning", "left over", f"an install was cut short, `uninstall` removes what it wrote: see {path}"
     for path in startups:
         if b"popularity_contest" in _read(path):
             yield "warning", "left over", f"{path} counts with popularity-contest, too"
@@ -1388,12 +1395,13 @@ def install(
     imported = imported_popcon()
     if imported and _read(imported) != _read(here):
         raise SystemExit(
-            f"popcon: Python imports another popcon here, {imported}; nothing was changed. Install with that one"
+            f"popcon: Python imports another copy of popcon here, {imported}; nothing was changed. "
+            "Use that one, `python -m popcon install`, or remove it first"
         )
     if not imported and not vendor:
         raise SystemExit(
             f"popcon: Python does not import popcon from {os.path.dirname(here)} when it runs elsewhere; nothing was "
-            f"changed. Put popcon.py into {os.path.dirname(library)}, or let --vendor do it"
+            f"changed. Put popcon.py into {os.path.dirname(library)}, or let `install --vendor` do it"
         )
     if imported and all(map(os.path.exists, files)):
         print(f"nothing to do: {' and '.join(files)} {'are' if all_processes else 'is'} there")
@@ -1405,19 +1413,19 @@ def install(
     source = imported or library
     compiled = standard("importlib.util").cache_from_source(source)
     made = sorted({path for wanted in (source, compiled, *files) for path in missing(wanted)})
-    wrote = []
-    journal = os.path.join(os.path.dirname([*missing(startup), startup][0]), os.path.basename(journals()[0]))
+    lines = []
+    journal = [path for path in journals() if os.path.isdir(os.path.dirname(path))][-1]
     try:
         write(journal, listing(made))
         if not imported:
             write(library, _read(here))
-            wrote.append(library)
+            lines.append(f"wrote {library}")
         if compiled in made:
             try:
                 standard("py_compile").compile(source, doraise=True)
-                wrote.append(compiled)
+                lines.append(f"wrote {compiled}")
             except OSError as error:
-                print(f"warning: every start will compile {source} anew: {error}")
+                lines.append(f"warning: every start will compile {source} anew: {error}")
         for path in files:
             os.makedirs(os.path.dirname(path), exist_ok=True)
         head = listing(dict.fromkeys(listed + [path for path in made if os.path.exists(path)]))
@@ -1425,14 +1433,14 @@ def install(
             content = head + files[path].encode()
             if _read(path) != content:
                 write(path, content)
-                wrote.append(path)
+                lines.append(f"wrote {path}")
     except OSError as error:
         remove(made)
         remove([journal])
-        raise SystemExit(f"popcon: {error.filename} cannot be written: {error.strerror}; nothing was changed") from None
+        where = os.path.dirname(error.filename)
+        raise SystemExit(f"popcon: cannot write into {where}: {error.strerror}; nothing was changed") from None
     os.remove(journal)
-    for path in wrote:
-        print(f"wrote {path}")
+    print(*lines, sep="\n")  # at last, for who reads it may be gone
     return 0
 
 
@@ -1513,22 +1521,23 @@ def uninstall() -> int:
     gone = clean_up()
     activating: list[str] = []
     made: list[str] = []
+    lines = []
     for path in activation_files((3, 17)) | activation_files((3, 18)):
         listed = made_by_install(path)
         if listed is not None:
             activating.append(path)
             made += listed
         elif os.path.lexists(path):
-            print(f"left {path}: popcon did not write it")
+            lines.append(f"left {path}: popcon did not write it")
     library = [path for path in made if os.path.basename(path) == "popcon.py"]
     if libraries(dict.fromkeys(library, "popcon"))[0]:  # pip has installed it in the meantime
-        print(f"left {', '.join(library)}: it belongs to an installed library")
+        lines.append(f"left {', '.join(library)}: it belongs to an installed library")
         made = [path for path in made if path not in library and not path.endswith(".pyc")]
     # Activation files last: as long as they are there, it can be tried again.
-    for path in remove([*made, *activating]):
-        print(f"removed {path}")
+    lines += [f"removed {path}" for path in remove([*made, *activating])]
     if not activating and not gone:
-        print("nothing to do: popcon is not installed here by `python -m popcon install`")
+        lines.append(f"nothing to do: `python -m popcon install` has written nothing in {sys.prefix}")
+    print(*lines, sep="\n")  # at last, for who reads it may be gone
     return 0
 
 
@@ -1626,15 +1635,16 @@ def _say_what_would_be_sent(known: "set[str] | None") -> None:
         modules = dict(sys.modules)  # before update() needs some of its own
         _reporter.update()
         lines = explanation(modules, known) if known is not None else []
-        prefix, rate = setting("PYTHON_POPCONTEST_STATSD_PREFIX"), setting("PYTHON_POPCONTEST_STATSD_SAMPLE_RATE")
+        _, _, prefix, rate = map(setting, SETTINGS)
         lines += [statsd_line(name, prefix, rate).decode() for name in sorted(_reporter.used)]
         lines = lines or ["popcon: nothing would be sent: no library was used"]
     except Exception as error:
         lines = [f"popcon: nothing would be sent: {error}"]
     try:
-        print(*lines, sep="\n", file=sys.stderr)
+        if sys.stderr:
+            print(*lines, sep="\n", file=sys.stderr)
     except Exception:  # closed, or the program's own: then nobody is listening
-        pass
+        sys.stderr = None  # Python would try it again, and change the exit status
 
 
 def explanation(loaded: "Mapping[str, object]", known: set[str]) -> list[str]:
@@ -1687,7 +1697,7 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         prog="python -m popcon",
         description="Tell which installed libraries are really used, and nothing about who uses them.",
     )
-    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     commands.add_parser(
         "selftest",
         help="prove that reporting works here, and say what is in force",
@@ -1733,9 +1743,18 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         (command if options.command == "run" else parser).error(f"unknown option {unknown[0]}")
-    if options.command == "install":
-        return install(options.all_processes, options.vendor)
-    return uninstall() if options.command == "uninstall" else selftest()
+    if not options.command:
+        parser.error(f"a command is missing: {', '.join(commands.choices)}; -h tells what they do")
+    try:
+        if options.command == "install":
+            status = install(options.all_processes, options.vendor)
+        else:
+            status = uninstall() if options.command == "uninstall" else selftest()
+        print(end="", flush=True)
+    except BrokenPipeError:  # who reads it is gone, as with `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python writes the rest at exit
+        status = 1
+    return status
 
 
 if __name__ == "__main__":

@@ -1157,6 +1157,24 @@ class TestSelftest(Case):
             result = self.run_selftest(arguments=arguments)
             self.assertEqual((result.returncode, result.stdout), (2, ""))
             self.assertRegex(result.stderr, r"\Ausage: .*\n.*popcon.*: error: .*\n\Z")
+            if not arguments:
+                self.assertIn("a command is missing: selftest, install, uninstall, run", result.stderr)
+
+    @unittest.skipUnless(os.name == "posix", "needs pipes as POSIX has them")
+    def test_a_reader_that_goes_away_is_not_answered_with_a_traceback(self) -> None:
+        for command in ("selftest", "uninstall"):
+            for unbuffered in ("", "1"):
+                reader, writer = os.pipe()
+                os.close(reader)
+                with self.subTest(command=command, unbuffered=unbuffered), open(writer, "wb") as pipe:
+                    ended = subprocess.run(
+                        [sys.executable, str(SOURCE), command],
+                        env=clean_environ(PYTHONUNBUFFERED=unbuffered),
+                        stdout=pipe,
+                        stderr=subprocess.PIPE,
+                        timeout=60,
+                    )
+                    self.assertEqual((ended.returncode, ended.stderr), (1, b""))
 
     @unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs Linux with /proc")
     def test_where_nothing_can_be_written_it_works_in_memory(self) -> None:
@@ -1511,11 +1529,11 @@ class TestInstall(Case):
         (self.purelib / "popcon.pth").unlink()
         (self.prefix / "etc").write_text("a file where a folder belongs")
         before = self.state()
-        self.assertIn("cannot be written", refused("popcon.py", "install", "--vendor"))
+        self.assertIn("/etc: Not a directory", refused("popcon.py", "install", "--vendor"))
         (self.prefix / "etc").unlink()
         (self.purelib / "popcon.py").write_text("def setup_reporter(): pass")
         before = self.state()
-        self.assertIn("another popcon", refused("popcon.py", "install"))
+        self.assertIn("another copy of popcon", refused("popcon.py", "install"))
 
     @unittest.skipUnless(hasattr(os, "geteuid"), "needs permissions")
     def test_a_user_who_may_not_write_is_told_so(self) -> None:
@@ -1533,7 +1551,7 @@ class TestInstall(Case):
             return err
 
         refused = "Permission denied; nothing was changed\n"
-        self.assertRegex(read_only("popcon.py", "install", "--vendor"), f"^popcon: .* cannot be written: {refused}$")
+        self.assertRegex(read_only("popcon.py", "install", "--vendor"), f"^popcon: cannot write into .*: {refused}$")
         self.run_in_it("popcon.py", "install", "--vendor")
         self.assertRegex(read_only("popcon.py", "uninstall"), "^popcon: .* cannot be removed: Permission denied\n$")
 
@@ -1587,6 +1605,10 @@ class TestInstall(Case):
         _, out, _ = self.run_in_it("popcon.py", "selftest")
         self.assertRegex(out, "(?m)^warning +left over +popcon itself is gone, but not .*popcon.pth, .*000-popcon.py$")
         self.assertRegex(out, "(?m)^ok +processes +do not report")
+        self.assertNotIn("cut short", out)
+        shutil.copy(self.startup, self.prefix / "popcon-install.unfinished")
+        _, out, _ = self.run_in_it("popcon.py", "selftest")
+        self.assertRegex(out, "(?m)^warning +left over +an install was cut short, .*popcon-install.unfinished$")
 
     def test_an_uninstall_in_a_copied_environment_leaves_the_original_alone(self) -> None:
         self.run_in_it("popcon.py", "install", "--vendor")
@@ -1830,6 +1852,8 @@ class TestRun(Case):
         self.assert_same("-c", "import alpha; 1 / 0", said=alpha)
         if sys.version_info >= (3, 14):
             self.assert_same("-c", "\n  import alpha\n  1 / 0\n", said=alpha)
+        self.assert_same("-c", "import sys; sys.stderr = None", said="")
+        self.assert_same("-c", "import os; os.close(2)", said="")
         self.assert_same("syntax.py", said=nothing)
         self.assert_same("-", input="  wrong(", said=nothing)
         self.assert_same("-c", "wrong(", said=nothing)
@@ -1848,6 +1872,12 @@ class TestRun(Case):
             _, result = self.pair(*arguments)
             self.assertEqual((result.returncode, result.stdout), (2, ""))
             self.assertIn(sentence, result.stderr.splitlines()[-1])
+
+    def test_with_a_wrong_setting_nothing_would_be_sent(self) -> None:
+        self.install("alpha", "alpha.py")
+        for name in popcon.SETTINGS:
+            ended = self.run_python("", "-m", "popcon", "run", "-c", "import alpha", **{name: "a b"})
+            self.assertRegex(ended.stderr, f"^popcon: nothing would be sent: {name}='a b': must be .*\n$")
 
     def test_popcon_itself_is_not_what_a_program_used(self) -> None:
         shutil.copy(SOURCE, self.site)
