@@ -1267,35 +1267,29 @@ def _check_libraries() -> "Iterator[tuple[str, str, str]]":
     """Count what is installed on sys.path, and what of it could ever be counted."""
     suffixes = tuple(suffix.encode() for suffix in standard("importlib.machinery").all_suffixes())
     names, matched, broken = set(), set(), []
-    for folder in dict.fromkeys(entry.rstrip(os.sep) for entry in import_path()):
+    modules: dict[str, list[str]] = {}  # of a folder where a RECORD is missing
+    for info in dict.fromkeys(installed_metadata()):
+        folder = os.path.dirname(info)
         try:
-            entries = os.listdir(folder or ".")
-        except OSError:
-            continue  # an archive, or not there
-        infos = metadata_folders(folder, entries)
-        tops = [
-            entry + "/__init__.py" if os.path.isdir(os.path.join(folder, entry)) else entry
-            for entry in entries
-            if os.path.join(folder, entry) not in infos
-        ]
-        for info in infos:
-            try:
-                name, lines = library_name(info), record_lines(_read(f"{info}{os.sep}RECORD"))
-            except Exception as error:
-                broken.append(f"{info} ({error})")
-                continue
-            if name:
-                names.add(name)
-                paths = (line.partition(b",")[0] for line in lines)
-                if any(path.endswith(suffixes) and not path.startswith((b"..", b"/")) for path in paths):
-                    matched.add(name)
-                elif not lines and os.path.basename(folder) in ("site-packages", "dist-packages"):
-                    inner = name.replace("-", os.sep)  # google/auth
-                    matched |= _owners_by_name(
-                        [info], tops + [f"{inner}/__init__.py"] * os.path.isdir(os.path.join(folder, inner))
-                    )
-            elif not _read(f"{info}{os.sep}direct_url.json") and (lines or folder.endswith("-packages")):
+            name, lines = library_name(info), record_lines(_read(f"{info}{os.sep}RECORD"))
+        except Exception as error:
+            broken.append(f"{info} ({error})")
+            continue
+        paths = (line.partition(b",")[0] for line in lines)
+        if not name:
+            if not _read(f"{info}{os.sep}direct_url.json") and (lines or folder.endswith("-packages")):
                 broken.append(f"{info} (no valid name)")
+            continue
+        names.add(name)
+        if any(path.endswith(suffixes) and not path.startswith((b"..", b"/")) for path in paths):
+            matched.add(name)
+        elif not lines and os.path.basename(folder) in ("site-packages", "dist-packages"):
+            for entry in os.listdir(folder) if folder not in modules else ():
+                package = "/__init__.py" if os.path.isdir(os.path.join(folder, entry)) else ""
+                modules.setdefault(folder, []).extend([entry + package] * (not metadata_folders(folder, [entry])))
+            inner = [f"{name.replace('-', os.sep)}/__init__.py"]  # google/auth
+            inner *= os.path.exists(os.path.join(folder, *inner))
+            matched |= _owners_by_name([info], modules[folder] + inner)
     rest = sorted(names - matched)
     yield (
         "ok",
