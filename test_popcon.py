@@ -79,6 +79,22 @@ class Server:
                 datagrams.append(self.socket.recv(65536))
         return datagrams
 
+    def names(self, wait: float = 0.0) -> list[str]:
+        """The libraries that were counted since the last call, in order, each as often as it was."""
+        lines = [line for datagram in self.received(wait) for line in datagram.decode().split("\n")]
+        for line in lines:
+            assert re.fullmatch(r"python_popcon\.library_used\.[a-z0-9-]+:1\|c", line), line
+        return sorted(line[len("python_popcon.library_used.") : -len(":1|c")] for line in lines)
+
+    def silences(self) -> str:
+        """Code after which popcon takes this server, which never answers, for the name server."""
+        return textwrap.dedent(f"""
+            import popcon
+            popcon.NAME_SERVER_PORT = {self.port}
+            read, files = popcon._read, {{"/etc/resolv.conf": b"nameserver {self.address}", "/etc/hosts": b""}}
+            popcon._read = lambda path, *size: files.get(path) or read(path, *size)
+            """)
+
 
 class Case(unittest.TestCase):
     def setUp(self) -> None:
@@ -169,11 +185,9 @@ print(*sorted(popcon.used_libraries()), sep=" ", end="")
             result = self.run_python(
                 "import popcon; popcon.setup_reporter()\n" + textwrap.dedent(code), *flags, **server.settings | options
             )
-            lines = [line for datagram in server.received() for line in datagram.decode().split("\n")]
-        self.assertEqual(len(lines), len(set(lines)))
-        for line in lines:
-            self.assertRegex(line, r"^python_popcon\.library_used\.[a-z0-9-]+:1\|c$")
-        return {line[len("python_popcon.library_used.") : -len(":1|c")] for line in lines}, result
+            names = server.names()
+        self.assertEqual(len(names), len(set(names)))
+        return set(names), result
 
 
 class TestWhatCounts(Case):
@@ -839,23 +853,21 @@ class TestSending(Case):
 
     def test_a_silent_name_server_delays_the_exit_by_a_second_at_most(self) -> None:
         with Server() as name_server:
-            code = f"""
+            code = """
                 import popcon, _socket, sys, time; popcon.setup_reporter(); import alpha
-                getaddrinfo, read = _socket.getaddrinfo, popcon._read
+                getaddrinfo = _socket.getaddrinfo
                 def silent(host, *arguments):
                     if not arguments[-1]:  # not numeric
                         time.sleep(30)
                     return getaddrinfo(host, *arguments)
                 _socket.getaddrinfo = silent
-                popcon.NAME_SERVER_PORT = {name_server.port}
-                popcon._read = lambda path, *size: {{"/etc/resolv.conf": b"nameserver 127.0.0.1\\n", "/etc/hosts": b""}}.get(path) or read(path, *size)
                 """
             settings: dict[str, Any] = {
                 "PYTHON_POPCONTEST_STATSD_HOST": "statsd.example",
                 "PYTHON_POPCONTEST_DEBUG": "1",
             }
             start = time.monotonic()
-            result = self.run_python(code, **settings)
+            result = self.run_python(textwrap.dedent(code) + name_server.silences(), **settings)
             self.assertLess(time.monotonic() - start, 10)
             self.assertEqual(result.stderr, "popcon: nothing sent: the name server did not answer within 1 s\n")
 
@@ -1879,7 +1891,8 @@ class TestRun(Case):
     def test_with_a_wrong_setting_nothing_would_be_sent(self) -> None:
         self.install("alpha", "alpha.py")
         for name in popcon.SETTINGS:
-            ended = self.run_python("", "-m", "popcon", "run", "-c", "import alpha", **{name: "a b"})
+            wrong: dict[str, Any] = {name: "a b"}
+            ended = self.run_python("", "-m", "popcon", "run", "-c", "import alpha", **wrong)
             self.assertRegex(ended.stderr, f"^popcon: nothing would be sent: {name}='a b': must be .*\n$")
 
     def test_popcon_itself_is_not_what_a_program_used(self) -> None:
@@ -2007,10 +2020,6 @@ class TestShells(Case):
         answer = json.loads(result.stdout.splitlines()[-1])
         return answer["out"], answer["end"]
 
-    def received(self, wait: float = 0.5) -> list[str]:
-        lines = [line for datagram in self.server.received(wait) for line in datagram.decode().split("\n")]
-        return sorted(line[len("python_popcon.library_used.") : -len(":1|c")] for line in lines)
-
     def test_a_session_that_uses_no_library_sends_nothing(self) -> None:
         out, _ = self.kernel(
             "1+1",
@@ -2027,7 +2036,7 @@ class TestShells(Case):
         self.assertIn("ZeroDivisionError", out[2])
         self.assertNotIn("popcon", "".join(out))
         self.assertIn("print", out[6])
-        self.assertEqual(self.received(), [])
+        self.assertEqual(self.server.names(0.5), [])
 
     def test_what_is_imported_in_cells_counts_once(self) -> None:
         package, known = ("pandas", {"pandas", "numpy"}) if LARGE else ("sympy", {"sympy", "mpmath"})
@@ -2041,7 +2050,7 @@ class TestShells(Case):
         ]
         out, _ = self.kernel(*cells, "import bs4; print(popcon.report())")
         self.assertIn("'beautifulsoup4'", out[-1])
-        received = self.received()
+        received = self.server.names(0.5)
         self.assertEqual(len(received), len(set(received)))
         self.assertLessEqual(known | {"alpha", "beautifulsoup4"}, set(received))
         self.assertFalse(set(received) & {"ipython", "ipykernel", "executing", "stack-data", "jedi", "parso", "six"})
@@ -2050,7 +2059,7 @@ class TestShells(Case):
         for end in ("kill", "restart"):
             with self.subTest(end=end):
                 self.kernel("import alpha", end=end)
-                self.assertEqual(self.received(), ["alpha"])
+                self.assertEqual(self.server.names(0.5), ["alpha"])
 
     def test_what_a_library_of_the_baseline_merely_requires_still_counts(self) -> None:
         self.install(
@@ -2058,7 +2067,7 @@ class TestShells(Case):
         )
         self.write(self.startup, {"000-a.py": "import helper"})
         self.kernel("import alpha, helper")
-        self.assertEqual(self.received(), ["alpha"])
+        self.assertEqual(self.server.names(0.5), ["alpha"])
 
     def test_the_hook_survives_a_reset_is_there_once_and_shows_nowhere(self) -> None:
         check = """
@@ -2069,17 +2078,11 @@ class TestShells(Case):
         fails = "import popcon, sys; popcon.Reporter.newest = lambda self: sys.exit(3)"
         out, _ = self.kernel("%reset -f", textwrap.dedent(check), "import alpha", fails, "1", "print(2)")
         self.assertEqual(out[1:], ["1\n", "", "", "", "2\n"])
-        self.assertEqual(self.received(), ["alpha"])
+        self.assertEqual(self.server.names(0.5), ["alpha"])
 
     def test_a_silent_name_server_is_not_felt_in_a_kernel(self) -> None:
         with Server() as name_server:
-            silent = f"""
-                import popcon
-                popcon.NAME_SERVER_PORT = {name_server.port}
-                read = popcon._read
-                popcon._read = lambda path, *size: {{"/etc/resolv.conf": b"nameserver 127.0.0.1\\n", "/etc/hosts": b""}}.get(path) or read(path, *size)
-                """
-            self.write(self.startup, {"001-silent.py": textwrap.dedent(silent)})
+            self.write(self.startup, {"001-silent.py": name_server.silences()})
             timed = "import time; start = time.monotonic()"
             out, end = self.kernel(
                 timed,
@@ -2106,7 +2109,7 @@ class TestShells(Case):
         subprocess.run(
             [JUPYTER, "-c", textwrap.dedent(code)], env=self.environ(), cwd=self.own, check=True, timeout=120
         )
-        self.assertEqual(self.received(), ["alpha"])
+        self.assertEqual(self.server.names(0.5), ["alpha"])
 
 
 @unittest.skipUnless(hasattr(os, "fork"), "needs os.fork")
@@ -2131,8 +2134,7 @@ class TestForks(Case):
                 timeout=60,
             )
             self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
-            lines = [line for datagram in server.received(0.2) for line in datagram.decode().split("\n")]
-        names = [line[len("python_popcon.library_used.") : -len(":1|c")] for line in lines]
+            names = server.names(0.2)
         return {name: names.count(name) for name in names}
 
     def test_what_the_parent_loaded_is_the_parents(self) -> None:
@@ -2147,20 +2149,17 @@ class TestForks(Case):
 
     def test_no_fork_warning_is_caused(self) -> None:
         with Server() as name_server:
-            code = f"""
+            code = """
                 import popcon, os, sys, warnings; popcon.setup_reporter()
                 warnings.simplefilter("error")
                 import alpha
-                popcon.NAME_SERVER_PORT = {name_server.port}
-                read = popcon._read
-                popcon._read = lambda path, *size: {{"/etc/resolv.conf": b"nameserver 127.0.0.1", "/etc/hosts": b""}}.get(path) or read(path, *size)
                 for host in ("localhost", "statsd.example"):
                     os.environ["PYTHON_POPCONTEST_STATSD_HOST"] = host
                     popcon.report()
                     child = os.fork() or sys.exit(0)
                     assert os.waitpid(child, 0)[1] == 0
                 """
-            self.counts(code)
+            self.counts(name_server.silences() + textwrap.dedent(code))
 
     WORKER = """
         import sys
@@ -2263,9 +2262,9 @@ class TestForks(Case):
             finally:
                 process.terminate()
                 process.wait(30)
-            lines = [line for datagram in server.received(0.5) for line in datagram.decode().split("\n")]
-        self.assertEqual(lines.count("python_popcon.library_used.alpha:1|c"), 1)
-        self.assertEqual(lines.count("python_popcon.library_used.beta:1|c"), 1)  # one worker had the request
+            names = server.names(0.5)
+        self.assertEqual(names.count("alpha"), 1)
+        self.assertEqual(names.count("beta"), 1)  # one worker had the request
 
 
 class TestRequirements(unittest.TestCase):
