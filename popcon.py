@@ -1193,7 +1193,8 @@ def _check_bytecode() -> "Iterator[tuple[str, str, str]]":
         yield (
             "warning",
             "import",
-            f"Python does not import popcon from {os.path.dirname(os.path.abspath(__file__))} when it runs elsewhere",
+            f"Python does not import popcon from {os.path.dirname(os.path.abspath(__file__))} when it runs elsewhere; "
+            "`install --vendor` puts it where it is found",
         )
         return
     compiled = standard("importlib.util").cache_from_source(path)
@@ -1210,7 +1211,11 @@ def _check_activation() -> "Iterator[tuple[str, str, str]]":
     """Try out what is switched on here, and look for what was left over."""
     code = "import sys; sys.path.insert(0, {!r}); import popcon_selftest"
     _, received = _trial(lambda library: ["-c", code.format(library)])
-    yield "ok", "processes", "each reports" if received else "do not report by themselves; see install --all-processes"
+    yield (
+        "ok",
+        "processes",
+        "each reports" if received else "do not report by themselves; `install --all-processes` lets each",
+    )
     has_ipython = standard("importlib.util").find_spec("IPython") is not None
     if has_ipython:
         child, received = _trial(
@@ -1220,7 +1225,7 @@ def _check_activation() -> "Iterator[tuple[str, str, str]]":
         yield (
             ("ok", "IPython", "each session reports")
             if received
-            else ("warning", "IPython", f"does not report; see install{lost}")
+            else ("warning", "IPython", f"does not report; `install` lets each session{lost}")
         )
     everywhere = [list(activation_files(version))[1] for version in ((3, 17), (3, 18))]
     site = [path for path in everywhere if os.path.exists(path)]
@@ -1237,6 +1242,8 @@ def _check_activation() -> "Iterator[tuple[str, str, str]]":
             yield "warning", "left over", f"one of these is enough: {', '.join(double)}"
     if (site or ours) and not imported_popcon():
         yield "warning", "left over", f"popcon itself is gone, but not {', '.join([*site, *ours])}"
+    for path in filter(os.path.exists, journals()):
+        yield "warning", "left over", f"an install was cut short, `uninstall` removes what it wrote: see {path}"
     for path in startups:
         if b"popularity_contest" in _read(path):
             yield "warning", "left over", f"{path} counts with popularity-contest, too"
@@ -1296,35 +1303,29 @@ def _check_libraries() -> "Iterator[tuple[str, str, str]]":
     """Count what is installed on sys.path, and what of it could ever be counted."""
     suffixes = tuple(suffix.encode() for suffix in standard("importlib.machinery").all_suffixes())
     names, matched, broken = set(), set(), []
-    for folder in dict.fromkeys(entry.rstrip(os.sep) for entry in import_path()):
+    modules: dict[str, list[str]] = {}  # of a folder where a RECORD is missing
+    for info in dict.fromkeys(installed_metadata()):
+        folder = os.path.dirname(info)
         try:
-            entries = os.listdir(folder or ".")
-        except OSError:
-            continue  # an archive, or not there
-        infos = metadata_folders(folder, entries)
-        tops = [
-            entry + "/__init__.py" if os.path.isdir(os.path.join(folder, entry)) else entry
-            for entry in entries
-            if os.path.join(folder, entry) not in infos
-        ]
-        for info in infos:
-            try:
-                name, lines = library_name(info), record_lines(_read(f"{info}{os.sep}RECORD"))
-            except Exception as error:
-                broken.append(f"{info} ({error})")
-                continue
-            if name:
-                names.add(name)
-                paths = (line.partition(b",")[0] for line in lines)
-                if any(path.endswith(suffixes) and not path.startswith((b"..", b"/")) for path in paths):
-                    matched.add(name)
-                elif not lines and os.path.basename(folder) in ("site-packages", "dist-packages"):
-                    inner = name.replace("-", os.sep)  # google/auth
-                    matched |= _owners_by_name(
-                        [info], tops + [f"{inner}/__init__.py"] * os.path.isdir(os.path.join(folder, inner))
-                    )
-            elif not _read(f"{info}{os.sep}direct_url.json") and (lines or folder.endswith("-packages")):
+            name, lines = library_name(info), record_lines(_read(f"{info}{os.sep}RECORD"))
+        except Exception as error:
+            broken.append(f"{info} ({error})")
+            continue
+        paths = (line.partition(b",")[0] for line in lines)
+        if not name:
+            if not _read(f"{info}{os.sep}direct_url.json") and (lines or folder.endswith("-packages")):
                 broken.append(f"{info} (no valid name)")
+            continue
+        names.add(name)
+        if any(path.endswith(suffixes) and not path.startswith((b"..", b"/")) for path in paths):
+            matched.add(name)
+        elif not lines and os.path.basename(folder) in ("site-packages", "dist-packages"):
+            for entry in os.listdir(folder) if folder not in modules else ():
+                package = "/__init__.py" if os.path.isdir(os.path.join(folder, entry)) else ""
+                modules.setdefault(folder, []).extend([entry + package] * (not metadata_folders(folder, [entry])))
+            inner = [f"{name.replace('-', os.sep)}/__init__.py"]  # google/auth
+            inner *= os.path.exists(os.path.join(folder, *inner))
+            matched |= _owners_by_name([info], modules[folder] + inner)
     rest = sorted(names - matched)
     yield (
         "ok",
@@ -1390,13 +1391,24 @@ def made_by_install(path: str) -> "list[str] | None":
     return [os.path.normpath(os.path.join(sys.prefix, line[len(MADE) :])) for line in lines if line.startswith(MADE)]
 
 
+def listing(made: "Iterable[str]") -> bytes:
+    """Return what made_by_install() reads."""
+    return os.fsencode("\n".join([MARK, REMOVE, *(MADE + os.path.relpath(path, sys.prefix) for path in made), ""]))
+
+
+def journals() -> list[str]:
+    """Return where install() may list what it is about to make, while it does: in a folder that was there before."""
+    parts = ("etc", "ipython", "startup")
+    return [os.path.join(sys.prefix, *parts[:depth], "popcon-install.unfinished") for depth in range(4)]
+
+
 def install(
     all_processes: bool = False, vendor: bool = False, version: "tuple[int, ...]" = sys.version_info[:2]
 ) -> int:
     """Let every IPython session of this environment report, or every process; print what is written.
 
     Returns the exit status. Raises SystemExit with a sentence if it can't be done, and
-    leaves nothing half done.
+    leaves nothing half done; what it leaves if it is killed, the next one removes.
     """
     files = activation_files(version)
     startup = next(iter(files))
@@ -1407,61 +1419,58 @@ def install(
             raise SystemExit(f"popcon: {path!r} has a newline in it; nothing was changed")
         if os.path.lexists(path) and made_by_install(path) is None:
             raise SystemExit(f"popcon: {path} was not written by popcon, and is left as it is; nothing was changed")
+    clean_up()
     here = os.path.abspath(__file__)
     library = os.path.join(standard("sysconfig").get_path("purelib"), "popcon.py")
     imported = imported_popcon()
-    new = [path for path in files if not os.path.exists(path)]
     if imported and _read(imported) != _read(here):
         raise SystemExit(
-            f"popcon: Python imports another popcon here, {imported}; nothing was changed. Install with that one"
+            f"popcon: Python imports another copy of popcon here, {imported}; nothing was changed. "
+            "Use that one, `python -m popcon install`, or remove it first"
         )
     if not imported and not vendor:
         raise SystemExit(
             f"popcon: Python does not import popcon from {os.path.dirname(here)} when it runs elsewhere; nothing was "
-            f"changed. Put popcon.py into {os.path.dirname(library)}, or let --vendor do it"
+            f"changed. Put popcon.py into {os.path.dirname(library)}, or let `install --vendor` do it"
         )
-    copy = not imported
-    if not new and not copy:
-        print(
-            "nothing to do: " + ", ".join(files) + " are there"
-            if len(files) > 1
-            else f"nothing to do: {startup} is there"
-        )
+    if imported and all(map(os.path.exists, files)):
+        print(f"nothing to do: {' and '.join(files)} {'are' if all_processes else 'is'} there")
         return 0
-    made: list[str] = []
-    kept = {path: _read(path) for path in files if path not in new}
+    # Each lists all that was made with any, so that one may get lost.
+    listed = [other for path in files for other in made_by_install(path) or ()]
+    if not imported and os.path.lexists(library) and library not in listed:
+        raise SystemExit(f"popcon: Python fails to import {library}, which is left as it is; nothing was changed")
+    source = imported or library
+    compiled = standard("importlib.util").cache_from_source(source)
+    made = sorted({path for wanted in (source, compiled, *files) for path in missing(wanted)})
+    lines = []
+    journal = [path for path in journals() if os.path.isdir(os.path.dirname(path))][-1]
     try:
-        if copy:
-            write(library, _read(here), made)
-        source = library if copy else imported
-        compiled = standard("importlib.util").cache_from_source(source)
-        if not os.path.exists(compiled):
+        write(journal, listing(made))
+        if not imported:
+            write(library, _read(here))
+            lines.append(f"wrote {library}")
+        if compiled in made:
             try:
-                folders(os.path.dirname(compiled), made)
                 standard("py_compile").compile(source, doraise=True)
-                made.append(compiled)
+                lines.append(f"wrote {compiled}")
             except OSError as error:
-                print(f"warning: every start will compile {source} anew: {error}")
-        for path in new:
-            write(path, b"", made)
-        # Each lists all that was made with any, so that one may get lost.
-        listed = [other for path in files for other in made_by_install(path) or ()] + made
-        listed = [other for other in dict.fromkeys(listed) if other not in files]
-        for path, text in files.items():
-            lines = [MARK, REMOVE, *(MADE + os.path.relpath(other, sys.prefix) for other in listed), text]
-            with open(path, "wb") as file:
-                file.write(os.fsencode("\n".join(lines)))
+                lines.append(f"warning: every start will compile {source} anew: {error}")
+        for path in files:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        head = listing(dict.fromkeys(listed + [path for path in made if os.path.exists(path)]))
+        for path in sorted(files, key=os.path.exists):  # those that can be undone first
+            content = head + files[path].encode()
+            if _read(path) != content:
+                write(path, content)
+                lines.append(f"wrote {path}")
     except OSError as error:
-        for path, content in kept.items():
-            with open(path, "wb") as file:
-                file.write(content)
         remove(made)
-        raise SystemExit(
-            f"popcon: {error.filename or 'a file'} cannot be written: {error.strerror}; nothing was changed"
-        ) from None
-    for path in made:
-        if os.path.isfile(path):
-            print(f"wrote {path}")
+        remove([journal])
+        where = os.path.dirname(error.filename)
+        raise SystemExit(f"popcon: cannot write into {where}: {error.strerror}; nothing was changed") from None
+    os.remove(journal)
+    print(*lines, sep="\n")  # at last, for who reads it may be gone
     return 0
 
 
@@ -1478,107 +1487,141 @@ def imported_popcon() -> str:
     return os.fsdecode((child.stdout + b"\0\0").split(b"\0")[1])
 
 
-def folders(path: str, made: list[str]) -> None:
-    """Make the folder and those above it; add what was made to the list. Raises OSError."""
-    if not os.path.isdir(path):
-        folders(os.path.dirname(path), made)
-        os.mkdir(path)
-        made.append(path)
+def missing(path: str) -> list[str]:
+    """Return the path and the folders above it, the highest first, as far as they are not there."""
+    return [] if os.path.lexists(path) else [*missing(os.path.dirname(path)), path]
 
 
-def write(path: str, content: bytes, made: list[str]) -> None:
-    """Write a new file; add it and the folders made for it to the list. Raises OSError."""
-    folders(os.path.dirname(path), made)
-    with open(path, "xb") as file:
-        made.append(path)
-        file.write(content)
+def write(path: str, content: bytes) -> None:
+    """Let a file appear whole, in place of what was there, and the folders above it. Raises OSError."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    unfinished = f"{path}.{os.getpid()}"
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+        os.replace(unfinished, path)
+    except OSError as error:
+        remove([unfinished])
+        error.filename = path
+        raise
 
 
-def remove(made: "Sequence[str]") -> list[str]:
-    """Remove files, and folders that are empty then, the last first; return what is gone. Raises OSError."""
-    gone = []
-    for path in reversed(made):
+def remove(paths: "Iterable[str]") -> list[str]:
+    """Remove files, then folders that are empty by then; return what is gone. Raises SystemExit with a sentence.
+
+    With popcon.py goes its bytecode, and with each file what a write that was cut short left beside it.
+    """
+    glob = standard("glob")
+    files, places, gone = [], set(), []
+    for path in paths:
         if os.path.isdir(path) and not os.path.islink(path):
-            if os.listdir(path):
-                continue  # somebody else uses it by now
-            os.rmdir(path)
-        elif os.path.lexists(path):
-            os.remove(path)
-        else:
+            places.add(path)
             continue
-        gone.append(path)
+        if os.path.basename(path) == "popcon.py":
+            cache = os.path.join(os.path.dirname(path), "__pycache__")
+            files += glob.glob(os.path.join(glob.escape(cache), "popcon.*.pyc*"))
+        beside = glob.glob(glob.escape(path) + ".*")
+        files += [*(other for other in beside if other[len(path) + 1 :].isdigit()), path]
+    try:
+        for path in dict.fromkeys(files):
+            if os.path.lexists(path):
+                os.remove(path)
+                gone.append(path)
+        for path in sorted(places, key=len, reverse=True):
+            if os.path.isdir(path) and not os.listdir(path):  # else somebody else uses it by now
+                os.rmdir(path)
+                gone.append(path)
+    except OSError as error:
+        raise SystemExit(f"popcon: {error.filename} cannot be removed: {error.strerror}") from None
+    return gone
+
+
+def clean_up() -> list[str]:
+    """Remove what an install() that was killed has made, print and return it."""
+    gone = []
+    for journal in journals():
+        gone += remove(made_by_install(journal) or ()) + remove([journal])
+    for path in gone:
+        print(f"removed {path}, left by an install that was cut short")
     return gone
 
 
 def uninstall() -> int:
     """Remove what install() wrote in this environment, and only that; print it. Returns the exit status."""
+    gone = clean_up()
+    activating: list[str] = []
     made: list[str] = []
-    made_here = activation_files((3, 17)) | activation_files((3, 18))
-    for path in made_here:
+    lines = []
+    for path in activation_files((3, 17)) | activation_files((3, 18)):
         listed = made_by_install(path)
-        if listed is None:
-            if os.path.lexists(path):
-                print(f"left {path}: popcon did not write it")
-        else:
-            made += [path, *listed]
+        if listed is not None:
+            activating.append(path)
+            made += listed
+        elif os.path.lexists(path):
+            lines.append(f"left {path}: popcon did not write it")
     library = [path for path in made if os.path.basename(path) == "popcon.py"]
     if libraries(dict.fromkeys(library, "popcon"))[0]:  # pip has installed it in the meantime
-        print(f"left {', '.join(library)}: it belongs to an installed library")
+        lines.append(f"left {', '.join(library)}: it belongs to an installed library")
         made = [path for path in made if path not in library and not path.endswith(".pyc")]
-    # Files before folders, activation files last: as long as they are there, it can be tried again.
-    # remove() begins at the end.
-    ordered = sorted(
-        dict.fromkeys(made), key=lambda path: (not os.path.isdir(path), path not in made_here, path.count(os.sep))
-    )
-    try:
-        gone = remove(ordered)
-    except OSError as error:
-        raise SystemExit(f"popcon: {error.filename} cannot be removed: {error.strerror}") from None
-    for path in gone:
-        print(f"removed {path}")
-    if not made:
-        print("nothing to do: popcon is not installed here by `python -m popcon install`")
+    # Activation files last: as long as they are there, it can be tried again.
+    lines += [f"removed {path}" for path in remove([*made, *activating])]
+    if not activating and not gone:
+        lines.append(f"nothing to do: `python -m popcon install` has written nothing in {sys.prefix}")
+    print(*lines, sep="\n")  # at last, for who reads it may be gone
     return 0
 
 
 def run(program: "Sequence[str]", explain: bool = False) -> None:
     """Run a program as python would, and say on stderr at its end what would be sent; nothing is.
 
-    Takes what stands after `python` on a command line: -c CODE, -m MODULE or a script,
+    Takes what stands after `python` on a command line: -c CODE, -m MODULE, - or a path,
     and arguments. The program's exceptions pass, without the frames of this file.
     """
     kind, arguments = program[0], list(program[1:])
     # Not by this process, and not by a reporter that is switched on here or in a child.
     os.environ["DO_NOT_TRACK"] = "1"
+    machinery, runpy = standard("importlib.machinery"), standard("runpy")
     main = sys.modules["__main__"] = type(sys)("__main__")
-    main.__builtins__ = sys.modules["builtins"]  # type: ignore[attr-defined]
-    runpy = standard("runpy")
-    start, source = "", b""
-    if kind in ("-c", "-m"):
-        what = arguments.pop(0)
-        sys.argv = [kind, *arguments]
-        if kind == "-c" and sys.version_info >= (3, 13):  # whose tracebacks show the code
-            lines = what.splitlines(keepends=True)
-            standard("linecache").cache["<string>"] = (len(what), None, lines, "<string>")
-        start = os.getcwd() if kind == "-m" else ""
+    namespace = vars(main)
+    namespace["__loader__"] = machinery.BuiltinImporter
+    if sys.version_info < (3, 14):
+        namespace["__annotations__"] = {}
+    namespace["__builtins__"] = sys.modules["builtins"]
+    start, module, name = "", "", "<string>"
+    source: str | bytes = b""
+    if kind[:2] in ("-c", "-m"):
+        what = kind[2:] or arguments.pop(0)
+        kind = kind[:2]
+        if kind == "-m":
+            start, module = os.getcwd(), what
+        else:
+            source = standard("textwrap").dedent(what) if sys.version_info >= (3, 14) else what
+            if sys.version_info >= (3, 13):  # whose tracebacks show the code
+                lines = source.splitlines(keepends=True)
+                standard("linecache").cache[name] = (len(source), None, lines, name)
+    elif kind != "-" and (os.path.isdir(kind) or standard("zipfile").is_zipfile(kind)):
+        start, module = os.path.abspath(kind), "__main__"
     else:
-        sys.argv = [kind, *arguments]
-        path = os.path.abspath(kind)
+        name = "<stdin>" if kind == "-" else os.path.join(os.getcwd(), kind)
         try:
-            if os.path.isdir(kind) or standard("zipfile").is_zipfile(kind):
-                start, kind, what = path, "-m", "__main__"
-            else:
-                start, what = os.path.dirname(os.path.realpath(kind)), path
-                with open(kind, "rb") as file:
-                    source = file.read()
-                main.__file__ = path
-                main.__loader__ = standard("importlib.machinery").SourceFileLoader("__main__", path)
+            with open(0 if kind == "-" else kind, "rb", closefd=kind != "-") as file:
+                source = file.read()
         except OSError as error:
-            print(f"popcon: can't open file {path!r}: {error.strerror}", file=sys.stderr)
+            reason = f"[Errno {error.errno}] {error.strerror}"
+            print(f"{sys.executable}: can't open file {name!r}: {reason}", file=sys.stderr)
             raise SystemExit(2) from None
+        namespace["__file__"] = name
+        if sys.version_info < (3, 15):
+            namespace["__cached__"] = None
+        if kind != "-":
+            start = os.path.dirname(os.path.realpath(kind))
+            compiled = name.endswith(".pyc")
+            loader = machinery.SourcelessFileLoader if compiled else machinery.SourceFileLoader
+            namespace["__loader__"] = loader("__main__", name)
+    sys.argv = [kind, *arguments]
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         sys.path[0] = start
-    elif what == "__main__":
+    elif kind != "-m" and module:
         sys.path.insert(0, start)  # a folder or an archive, with a __main__ in it
     known = set(sys.modules)
     atexit.register(_say_what_would_be_sent, known if explain else None)
@@ -1587,24 +1630,31 @@ def run(program: "Sequence[str]", explain: bool = False) -> None:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_reporter.after_fork)
     try:
-        if kind == "-m":
-            runpy._run_module_as_main(what, alter_argv=program[0] == "-m")
+        if module:
+            runpy._run_module_as_main(module, alter_argv=kind == "-m")
+        elif name.endswith(".pyc"):
+            exec(namespace["__loader__"].get_code("__main__"), namespace)
         else:
-            name = "<string>" if kind == "-c" else what
-            exec(compile(what if kind == "-c" else source, name, "exec", dont_inherit=True), vars(main))
+            exec(compile(source, name, "exec", dont_inherit=True), namespace)
     except BaseException:
-        _hide_own_frames(runpy.__file__)
+        _hide_own_frames(runpy.__file__, "<frozen runpy>")
         raise
 
 
-def _hide_own_frames(*files: str) -> None:
-    """Let sys.excepthook, even the program's own, see the traceback from the program's first line on."""
+def _hide_own_frames(*others: str) -> None:
+    """Let sys.excepthook, even the program's own, see the traceback as without the frames of this file.
+
+    Takes the files of other frames that may stand before these.
+    """
     show = sys.excepthook
-    own = {*files, "<frozen runpy>", main.__code__.co_filename}
+    own = main.__code__.co_filename
 
     def excepthook(kind: "type[BaseException]", error: BaseException, trace: "Any") -> None:
-        while trace and trace.tb_frame.f_code.co_filename in own:
-            trace = trace.tb_next
+        rest = trace
+        while rest and rest.tb_frame.f_code.co_filename in (own, *others):
+            if rest.tb_frame.f_code.co_filename == own:
+                trace = rest.tb_next
+            rest = rest.tb_next
         show(kind, error.with_traceback(trace), trace)
 
     sys.excepthook = excepthook
@@ -1615,13 +1665,16 @@ def _say_what_would_be_sent(known: "set[str] | None") -> None:
         modules = dict(sys.modules)  # before update() needs some of its own
         _reporter.update()
         lines = explanation(modules, known) if known is not None else []
-        prefix, rate = setting("PYTHON_POPCONTEST_STATSD_PREFIX"), setting("PYTHON_POPCONTEST_STATSD_SAMPLE_RATE")
+        _, _, prefix, rate = map(setting, SETTINGS)
         lines += [statsd_line(name, prefix, rate).decode() for name in sorted(_reporter.used)]
         lines = lines or ["popcon: nothing would be sent: no library was used"]
     except Exception as error:
         lines = [f"popcon: nothing would be sent: {error}"]
-    if sys.stderr:
-        print(*lines, sep="\n", file=sys.stderr)
+    try:
+        if sys.stderr:
+            print(*lines, sep="\n", file=sys.stderr)
+    except Exception:  # closed, or the program's own: then nobody is listening
+        sys.stderr = None  # Python would try it again, and change the exit status
 
 
 def explanation(loaded: "Mapping[str, object]", known: set[str]) -> list[str]:
@@ -2317,7 +2370,7 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         prog="python -m popcon",
         description="Tell which installed libraries are really used, and nothing about who uses them.",
     )
-    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     commands.add_parser(
         "selftest",
         help="prove that reporting works here, and say what is in force",
@@ -2366,7 +2419,7 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     command = commands.add_parser(
         "run",
         help="run a program, and say what would be sent at its end",
-        usage="python -m popcon run [-h] [--explain] (SCRIPT | -m MODULE | -c CODE) [ARGS ...]",
+        usage="python -m popcon run [-h] [--explain] (SCRIPT | -m MODULE | -c CODE | -) [ARGS ...]",
         description="Run a program as python would, and say on stderr at its end what would be sent. Nothing is.",
     )
     command.add_argument(
@@ -2379,19 +2432,32 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         program = arguments[1 + explain :]
         if not program or program in (["-c"], ["-m"]):
             command.error("a program is missing: SCRIPT, -m MODULE or -c CODE")
-        if program[0] in ("-c", "-m") or not program[0].startswith("-"):
+        option = program[0]
+        if option[:2] in ("-c", "-m") or option == "-" or not option.startswith("-"):
             run(program, explain)
             return 0
+        if option[1] in "bBdEiIOPqsSuvVWxX":
+            option = " ".join(program[:2]) if option in ("-W", "-X") else option
+            command.error(f"{option} is for python itself: python {option} -m popcon run ...")
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         (command if options.command == "run" else parser).error(f"unknown option {unknown[0]}")
-    if options.command == "install":
-        return install(options.all_processes, options.vendor)
-    if options.command == "usage":
-        if options.match and options.metrics:
-            asking.error("--match is for --prometheus; an exporter's metrics are taken as they are")
-        return usage(options)
-    return uninstall() if options.command == "uninstall" else selftest()
+    if not options.command:
+        parser.error(f"a command is missing: {', '.join(commands.choices)}; -h tells what they do")
+    try:
+        if options.command == "install":
+            status = install(options.all_processes, options.vendor)
+        elif options.command == "usage":
+            if options.match and options.metrics:
+                asking.error("--match is for --prometheus; an exporter's metrics are taken as they are")
+            status = usage(options)
+        else:
+            status = uninstall() if options.command == "uninstall" else selftest()
+        print(end="", flush=True)
+    except BrokenPipeError:  # who reads it is gone, as with `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python writes the rest at exit
+        status = 1
+    return status
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import importlib.machinery
+import importlib.util
 import io
 import json
 import os
+import py_compile
 import random
 import re
 import shlex
@@ -44,6 +46,7 @@ EXPORTER = os.environ.get("POPCON_TEST_STATSD_EXPORTER", "")
 STATSD = os.environ.get("POPCON_TEST_STATSD", "")
 LARGE = os.environ.get("POPCON_TEST_LARGE", "")
 PROMETHEUS = os.environ.get("POPCON_TEST_PROMETHEUS", "")
+JUPYTER = os.environ.get("POPCON_TEST_JUPYTER", LARGE)
 DEBIAN = list(filter(None, os.environ.get("POPCON_TEST_DEBIAN", "").split(":")))
 YAML = os.environ.get("POPCON_TEST_PYTHON_YAML", "")
 
@@ -79,6 +82,22 @@ class Server:
             while True:
                 datagrams.append(self.socket.recv(65536))
         return datagrams
+
+    def names(self, wait: float = 0.0) -> list[str]:
+        """The libraries that were counted since the last call, in order, each as often as it was."""
+        lines = [line for datagram in self.received(wait) for line in datagram.decode().split("\n")]
+        for line in lines:
+            assert re.fullmatch(r"python_popcon\.library_used\.[a-z0-9-]+:1\|c", line), line
+        return sorted(line[len("python_popcon.library_used.") : -len(":1|c")] for line in lines)
+
+    def silences(self) -> str:
+        """Code after which popcon takes this server, which never answers, for the name server."""
+        return textwrap.dedent(f"""
+            import popcon
+            popcon.NAME_SERVER_PORT = {self.port}
+            read, files = popcon._read, {{"/etc/resolv.conf": b"nameserver {self.address}", "/etc/hosts": b""}}
+            popcon._read = lambda path, *size: files.get(path) or read(path, *size)
+            """)
 
 
 class Case(unittest.TestCase):
@@ -170,11 +189,9 @@ print(*sorted(popcon.used_libraries()), sep=" ", end="")
             result = self.run_python(
                 "import popcon; popcon.setup_reporter()\n" + textwrap.dedent(code), *flags, **server.settings | options
             )
-            lines = [line for datagram in server.received() for line in datagram.decode().split("\n")]
-        self.assertEqual(len(lines), len(set(lines)))
-        for line in lines:
-            self.assertRegex(line, r"^python_popcon\.library_used\.[a-z0-9-]+:1\|c$")
-        return {line[len("python_popcon.library_used.") : -len(":1|c")] for line in lines}, result
+            names = server.names()
+        self.assertEqual(len(names), len(set(names)))
+        return set(names), result
 
     def usage(self, *arguments: str, before: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
         """Run `usage` where self.site holds all that is installed."""
@@ -898,23 +915,21 @@ class TestSending(Case):
 
     def test_a_silent_name_server_delays_the_exit_by_a_second_at_most(self) -> None:
         with Server() as name_server:
-            code = f"""
+            code = """
                 import popcon, _socket, sys, time; popcon.setup_reporter(); import alpha
-                getaddrinfo, read = _socket.getaddrinfo, popcon._read
+                getaddrinfo = _socket.getaddrinfo
                 def silent(host, *arguments):
                     if not arguments[-1]:  # not numeric
                         time.sleep(30)
                     return getaddrinfo(host, *arguments)
                 _socket.getaddrinfo = silent
-                popcon.NAME_SERVER_PORT = {name_server.port}
-                popcon._read = lambda path, *size: {{"/etc/resolv.conf": b"nameserver 127.0.0.1\\n", "/etc/hosts": b""}}.get(path) or read(path, *size)
                 """
             settings: dict[str, Any] = {
                 "PYTHON_POPCONTEST_STATSD_HOST": "statsd.example",
                 "PYTHON_POPCONTEST_DEBUG": "1",
             }
             start = time.monotonic()
-            result = self.run_python(code, **settings)
+            result = self.run_python(textwrap.dedent(code) + name_server.silences(), **settings)
             self.assertLess(time.monotonic() - start, 10)
             self.assertEqual(result.stderr, "popcon: nothing sent: the name server did not answer within 1 s\n")
 
@@ -1218,6 +1233,24 @@ class TestSelftest(Case):
             result = self.run_selftest(arguments=arguments)
             self.assertEqual((result.returncode, result.stdout), (2, ""))
             self.assertRegex(result.stderr, r"\Ausage: .*\n.*popcon.*: error: .*\n\Z")
+            if not arguments:
+                self.assertIn("a command is missing: selftest, install, uninstall, run", result.stderr)
+
+    @unittest.skipUnless(os.name == "posix", "needs pipes as POSIX has them")
+    def test_a_reader_that_goes_away_is_not_answered_with_a_traceback(self) -> None:
+        for command in ("selftest", "uninstall"):
+            for unbuffered in ("", "1"):
+                reader, writer = os.pipe()
+                os.close(reader)
+                with self.subTest(command=command, unbuffered=unbuffered), open(writer, "wb") as pipe:
+                    ended = subprocess.run(
+                        [sys.executable, str(SOURCE), command],
+                        env=clean_environ(PYTHONUNBUFFERED=unbuffered),
+                        stdout=pipe,
+                        stderr=subprocess.PIPE,
+                        timeout=60,
+                    )
+                    self.assertEqual((ended.returncode, ended.stderr), (1, b""))
 
     @unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs Linux with /proc")
     def test_where_nothing_can_be_written_it_works_in_memory(self) -> None:
@@ -1352,6 +1385,95 @@ SESSIONS: list[tuple[list[str], list[str]]] = [
 ]
 
 
+# Installs again and again, and dies at each line that writes, and before each system call that changes a folder.
+# Then an uninstall, or an install and an uninstall, has to leave the environment as it was.
+DEATHS = r"""
+import importlib.util, os, pathlib, sys, sysconfig
+import popcon, py_compile
+
+def compile(file, doraise):
+    # As py_compile does, in less time.
+    path = importlib.util.cache_from_source(file)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    open(f"{path}.{id(path)}", "x").close()
+    os.replace(f"{path}.{id(path)}", path)
+
+py_compile.compile = compile
+
+library = os.path.join(sysconfig.get_path("purelib"), "popcon.py")
+popcon.imported_popcon = lambda: library if os.path.exists(library) else ""
+prefix = pathlib.Path(sys.prefix)
+
+def state():
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(prefix.rglob("*"))}
+
+def step(*ignored):
+    global left
+    left -= 1
+    if left == 0:
+        os._exit(9)
+
+def lines(frame, event, argument):
+    if event == "line":
+        step()
+    return lines
+
+def changes(event, arguments):
+    if event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir") or event == "open" and arguments[2] & os.O_CREAT:
+        step()
+
+def child(work, death=0):
+    global left
+    process = os.fork()
+    if not process:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        left = death
+        if death:
+            sys.addaudithook(changes)
+            sys.settrace(lambda frame, *_: lines if frame.f_code.co_name in ("write", "clean_up") else None)
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+before = state()
+everywhere = lambda: popcon.install(all_processes=True, vendor=True)
+sessions = lambda: popcon.install(vendor=True)
+for first in (None, sessions):
+    death, ended = 1, 9
+    while ended:
+        death += 1
+        if first:
+            assert child(first) == 0
+        ended = child(everywhere, death // 2 + 1)
+        assert ended in (0, 9), ended
+        if death % 2:
+            assert child(everywhere) == 0
+            assert all(map(os.path.exists, [library, *popcon.activation_files()]))
+        assert child(popcon.uninstall) == 0
+        after = state()
+        if after != before:
+            sys.exit(f"died at {death // 2 + 1}: {[path for path in before.keys() | after.keys() if before.get(path, 0) != after.get(path, 0)]}")
+    print(death // 2)
+"""
+
+
+def make_wheel(folder: Path) -> Path:
+    """popcon as pip takes it, made without the network."""
+    wheel = folder / f"popcon-{popcon.__version__}-py3-none-any.whl"
+    info = f"popcon-{popcon.__version__}.dist-info"
+    files = {
+        "popcon.py": SOURCE.read_text(encoding="utf-8"),
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: popcon\nVersion: {popcon.__version__}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": "[console_scripts]\npopcon = popcon:main\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+    return wheel
+
+
 class TestInstall(Case):
     def setUp(self) -> None:
         super().setUp()
@@ -1399,6 +1521,29 @@ class TestInstall(Case):
                 self.assertEqual((status, err, self.state()), (0, "", before))
         status, out, err = self.run_in_it("popcon.py", "uninstall")
         self.assertEqual((status, out[:13], err), (0, "nothing to do", ""))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "needs os.fork")
+    def test_an_install_that_is_killed_is_completed_by_the_next_and_cleaned_up_by_uninstall(self) -> None:
+        status, out, err = self.run_in_it("-c", DEATHS)
+        self.assertEqual((status, err), (0, ""), out)
+        self.assertTrue(all(int(deaths) > 20 for deaths in out.split()), out)
+
+    def test_what_was_cut_short_is_never_seen(self) -> None:
+        """Whoever looks meanwhile finds a file whole, or none."""
+        with mock.patch("builtins.open", mock.mock_open()) as opened, mock.patch("os.replace") as replace:
+            popcon.write(str(self.own / "popcon.pth"), b"x")
+        (name, _), _ = opened.call_args
+        self.assertNotEqual(Path(name).suffix, ".pth")
+        replace.assert_called_once_with(name, str(self.own / "popcon.pth"))
+
+    def test_a_popcon_that_cannot_be_imported_is_not_overwritten(self) -> None:
+        (self.purelib / "popcon.py").write_text("half a file (")
+        before = self.state()
+        status, out, err = self.run_in_it("popcon.py", "install", "--vendor")
+        self.assertEqual((status, out, self.state()), (1, "", before))
+        self.assertRegex(
+            err, "^popcon: Python fails to import .*popcon.py, which is left as it is; nothing was changed\n$"
+        )
 
     def test_a_second_install_adds_what_is_missing_and_uninstall_knows_of_both(self) -> None:
         before = self.state()
@@ -1460,11 +1605,11 @@ class TestInstall(Case):
         (self.purelib / "popcon.pth").unlink()
         (self.prefix / "etc").write_text("a file where a folder belongs")
         before = self.state()
-        self.assertIn("cannot be written", refused("popcon.py", "install", "--vendor"))
+        self.assertIn("/etc: Not a directory", refused("popcon.py", "install", "--vendor"))
         (self.prefix / "etc").unlink()
         (self.purelib / "popcon.py").write_text("def setup_reporter(): pass")
         before = self.state()
-        self.assertIn("another popcon", refused("popcon.py", "install"))
+        self.assertIn("another copy of popcon", refused("popcon.py", "install"))
 
     @unittest.skipUnless(hasattr(os, "geteuid"), "needs permissions")
     def test_a_user_who_may_not_write_is_told_so(self) -> None:
@@ -1482,20 +1627,22 @@ class TestInstall(Case):
             return err
 
         refused = "Permission denied; nothing was changed\n"
-        self.assertRegex(read_only("popcon.py", "install", "--vendor"), f"^popcon: .* cannot be written: {refused}$")
+        self.assertRegex(read_only("popcon.py", "install", "--vendor"), f"^popcon: cannot write into .*: {refused}$")
         self.run_in_it("popcon.py", "install", "--vendor")
         self.assertRegex(read_only("popcon.py", "uninstall"), "^popcon: .* cannot be removed: Permission denied\n$")
 
-    @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, the python of an environment with ipykernel")
+    @unittest.skipUnless(JUPYTER, "needs POPCON_TEST_JUPYTER, the python of an environment with ipykernel")
     def test_a_kernel_where_all_processes_report_counts_no_shell_and_selftest_sees_what_is_on(self) -> None:
-        site = subprocess.check_output([LARGE, "-c", "import yaml; print(yaml.__path__[0])"], text=True).strip()
-        (self.purelib / "large.pth").write_text(os.path.dirname(site))
+        place = "import ipykernel; print(ipykernel.__path__[0])"
+        site = os.path.dirname(subprocess.check_output([JUPYTER, "-c", place], text=True).strip())
+        (self.purelib / "jupyter.pth").write_text(site)
+        self.install("alpha", "alpha.py", folder=self.purelib)
         self.run_in_it("popcon.py", "install", "--vendor", "--all-processes")
         folders = {"IPYTHONDIR": str(self.folder / "ipython"), "JUPYTER_RUNTIME_DIR": str(self.folder)}
         with Server() as server:
             result = subprocess.run(
                 [str(self.prefix / "bin" / "python"), "-W", "ignore", "-c", KERNEL],
-                input=json.dumps({"cells": ["1/0", "import yaml"], "end": "kill"}),
+                input=json.dumps({"cells": ["1/0", "import alpha"], "end": "kill"}),
                 env=clean_environ(PYTHONPATH="", HOME=str(self.own), **server.settings | folders),
                 cwd=self.own,
                 capture_output=True,
@@ -1505,7 +1652,7 @@ class TestInstall(Case):
             self.assertEqual(result.returncode, 0, result.stderr[-2000:])
             datagrams = server.received(0.5)
         # The first is the kernel's; the driver is a process, and reports what it used itself.
-        self.assertEqual(datagrams[0], b"python_popcon.library_used.pyyaml:1|c")
+        self.assertEqual(datagrams[0], b"python_popcon.library_used.alpha:1|c")
         self.assertIn(b"jupyter-client", b"".join(datagrams[1:]))
         status, out, _ = self.run_in_it("-m", "popcon", "selftest", cwd=self.own, HOME=str(self.own))
         self.assertEqual(status, 0, out)
@@ -1536,6 +1683,10 @@ class TestInstall(Case):
         _, out, _ = self.run_in_it("popcon.py", "selftest")
         self.assertRegex(out, "(?m)^warning +left over +popcon itself is gone, but not .*popcon.pth, .*000-popcon.py$")
         self.assertRegex(out, "(?m)^ok +processes +do not report")
+        self.assertNotIn("cut short", out)
+        shutil.copy(self.startup, self.prefix / "popcon-install.unfinished")
+        _, out, _ = self.run_in_it("popcon.py", "selftest")
+        self.assertRegex(out, "(?m)^warning +left over +an install was cut short, .*popcon-install.unfinished$")
 
     def test_an_uninstall_in_a_copied_environment_leaves_the_original_alone(self) -> None:
         self.run_in_it("popcon.py", "install", "--vendor")
@@ -1556,6 +1707,59 @@ class TestInstall(Case):
         self.assertIn("it belongs to an installed library", out)
         self.assertTrue((self.purelib / "popcon.py").exists())
         self.assertFalse(self.startup.exists())
+
+    def test_uninstall_removes_all_bytecode_of_the_copy_that_install_made(self) -> None:
+        for cache in (False, True):
+            with self.subTest(cache=cache):
+                if cache:
+                    self.write(self.purelib, {"__pycache__/other.cpython-399.pyc": ""})
+                before = self.state()
+                self.run_in_it("popcon.py", "install", "--vendor")
+                self.run_in_it("-m", "popcon", "selftest", cwd=self.own)
+                self.run_in_it("-OO", "-m", "popcon", "selftest", cwd=self.own)
+                self.write(self.purelib, {"__pycache__/popcon.cpython-399.pyc": ""})
+                self.assertEqual(self.run_in_it("-m", "popcon", "uninstall", cwd=self.own)[::2], (0, ""))
+                self.assertEqual(self.state(), before)
+
+    @unittest.skipUnless(importlib.util.find_spec("ensurepip"), "needs ensurepip")
+    def test_beside_pip_in_any_order(self) -> None:
+        wheel = make_wheel(self.folder)
+        venv.create(self.prefix, symlinks=os.name != "nt", with_pip=True)
+        self.install("alpha", "alpha.py", folder=self.purelib)
+
+        def pip(*arguments: str) -> None:
+            status, out, err = self.run_in_it(
+                "-m", "pip", "--disable-pip-version-check", *arguments, PIP_ROOT_USER_ACTION="ignore"
+            )
+            self.assertEqual(status, 0, out + err)
+
+        def changes(before: dict[str, bytes | None]) -> list[str]:
+            # pip leaves a __pycache__ behind.
+            after = self.state()
+            return [path for path in before.keys() | after if before.get(path) != after.get(path)]
+
+        def reported() -> list[bytes]:
+            with Server() as server:
+                ended = self.run_in_it("-B", "-W", "error", "-c", "import alpha", cwd=self.own, **server.settings)
+                self.assertEqual(ended, (0, "", ""))
+                return server.received()
+
+        bare = self.state()
+        pip("install", "--no-index", "--no-deps", str(wheel))
+        installed = self.state()
+        self.assertEqual(self.run_in_it("-m", "popcon", "install", "--all-processes", cwd=self.own)[::2], (0, ""))
+        self.assertEqual(reported(), [b"python_popcon.library_used.alpha:1|c"])
+        status, out, err = self.run_in_it("-m", "popcon", "selftest", cwd=self.own)
+        self.assertEqual((status, err), (0, ""), out)
+        self.assertRegex(out, "(?m)^ok +processes +each reports$")
+        self.assertEqual(self.run_in_it("-m", "popcon", "uninstall", cwd=self.own)[::2], (0, ""))
+        self.assertEqual((changes(installed), reported()), ([], []))
+
+        self.assertEqual(self.run_in_it("-m", "popcon", "install", "--all-processes", cwd=self.own)[::2], (0, ""))
+        pip("uninstall", "--yes", "popcon")
+        self.assertEqual(reported(), [])
+        self.assertEqual(self.run_in_it("popcon.py", "uninstall")[::2], (0, ""))
+        self.assertEqual(changes(bare), [])
 
     def test_the_working_folder_and_what_others_print_do_not_mislead_install(self) -> None:
         for path in (f"/nowhere{os.pathsep}", str(self.lone)[:0] + os.pathsep):
@@ -1626,83 +1830,133 @@ class TestRun(Case):
                     text=True,
                     timeout=60,
                 )
-                for command in ([], [str(SOURCE), "run"])
+                for command in ([], ["-m", "popcon", "run"])
             ]
             self.assertEqual(server.received(), [])
         return ended[0], ended[1]
 
+    def assert_same(self, *arguments: str, said: str, input: str = "") -> None:
+        """Python and `popcon run` do the same, but that the latter says something at the end."""
+        plain, ours = self.pair(*arguments, input=input)
+        with self.subTest(arguments=arguments):
+            self.assertEqual(
+                (ours.returncode, re.sub("0x\\w+", "", ours.stdout)),
+                (plain.returncode, re.sub("0x\\w+", "", plain.stdout)),
+            )
+            self.assertEqual(ours.stderr, plain.stderr + said)
+
+    def test_every_form_of_program_runs_as_python_runs_it(self) -> None:
+        program = textwrap.dedent("""
+            import os, signal, sys, alpha
+            number: int = 1
+            print(sys.argv, sys.path, *(f"{name}={value!r}" for name, value in list(globals().items())), sep="\\n")
+            print(sys.modules["__main__"].__dict__ is globals(), sys.stdin.read(), flush=True)
+            def fail(error=ValueError, cause=None):
+                raise error("mine") from cause
+            def chain():
+                try:
+                    fail()
+                except ValueError as error:
+                    fail(KeyError, error)
+            eval(sys.argv[-1])
+            """)
+        self.install("alpha", "alpha.py")
+        for path in ("main.py", "mod.py", "folder/__main__.py", "package/__main__.py"):
+            self.write(self.own, {path: f'"""Doc."""{program}'})
+        self.write(self.own, {"package/__init__.py": ""})
+        py_compile.compile(str(self.own / "main.py"), str(self.own / "main.pyc"))
+        with zipfile.ZipFile(self.own / "archive", "w") as archive:
+            archive.write(self.own / "main.py", "__main__.py")
+        forms = [
+            ["main.py"],
+            ["./main.py"],
+            [str(self.own / "main.py")],
+            ["main.pyc"],
+            ["folder"],
+            ["archive"],
+            ["-m", "mod"],
+            ["-mmod"],
+            ["-m", "package"],
+            ["-c", program],
+            [f"-c{program}"],
+            ["-"],
+        ]
+        endings = [
+            "sys.exit()",
+            "sys.exit(7)",
+            "sys.exit(-1)",
+            "sys.exit('a sentence')",
+            "sys.exit((1, None))",
+            "chain()",
+            "fail(KeyboardInterrupt)",
+            "signal.raise_signal(signal.SIGINT)",
+            "signal.raise_signal(signal.SIGTERM)",
+            "os._exit(3)",
+        ]
+        jobs = [(form, "fail()") for form in forms]
+        jobs += [(form, ending) for form in (["main.py"], ["-m", "mod"], ["-c", program]) for ending in endings]
+
+        for form, ending in jobs:
+            silent = "SIGTERM" in ending or "_exit" in ending
+            self.assert_same(
+                *(form + ["-m", "a b", "--explain", ending]),
+                said="" if silent else "python_popcon.library_used.alpha:1|c\n",
+                input=program if form == ["-"] else "text",
+            )
+
     def test_runs_a_program_as_python_does_and_says_what_would_be_sent(self) -> None:
         self.install("alpha", "alpha.py", "alpha_tool/__main__.py", source="")
-        self.install(
-            "beta",
-            "beta/__main__.py",
-            source="import sys, alpha; print(sys.argv, __name__, __spec__.name); sys.exit(3)",
-        )
-        facts = "import sys, alpha, __main__; print(sys.argv, sys.path[0], __name__, globals().get('__file__'), __main__.__dict__ is globals(), sys.stdin.read())\n"
+        self.install("beta", "beta/__main__.py", source="import sys, alpha; print(sys.argv, __spec__.name)")
         self.write(
             self.own,
             {
-                "plain.py": facts,
-                "status.py": facts + "sys.exit(7)",
-                "text.py": "import alpha, sys; sys.exit('a sentence')",
-                "fails.py": "import alpha\ndef inner():\n    raise ValueError('mine')\ninner()\n",
-                "chain.py": "import alpha\ntry:\n    1 / 0\nexcept Exception as error:\n    raise KeyError('x') from error\n",
-                "syntax.py": "import alpha\n  wrong(\n",
                 "hook.py": "import alpha, sys, traceback\nsys.excepthook = lambda kind, error, trace: print(len(traceback.extract_tb(trace)))\n1 / 0\n",
-                "interrupt.py": "import alpha\nraise KeyboardInterrupt\n",
-                "killed.py": "import alpha, os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n",
                 "late.py": "import atexit, sys\natexit.register(lambda: __import__('alpha'))\n",
                 "coded.py": "# -*- coding: latin-1 -*-\nimport alpha\nprint(ascii('\u00c3\u00a9'))\n",
                 "future.py": "import alpha\ndef f(x: nothing = 1): pass\nprint(f)"
                 if sys.version_info >= (3, 14)
                 else "import alpha",
-                "folder/__main__.py": facts + "print(str(sys.path[1]).endswith('own'))\n",
+                "workers.py": "import multiprocessing\ndef work(n): return n * 2\nif __name__ == '__main__':\n"
+                "    with multiprocessing.get_context('spawn').Pool(1) as pool: print(pool.map(work, [21]))\n    import alpha",
+                "syntax.py": "import alpha\n  wrong(\n",
             },
         )
-        line = "python_popcon.library_used.alpha:1|c\n"
-        for arguments in (
-            ["plain.py", "-m", "--explain", "a b"],
-            ["status.py"],
-            ["text.py"],
-            ["fails.py"],
-            ["chain.py"],
-            ["syntax.py"],
-            ["hook.py"],
-            ["interrupt.py"],
-            ["killed.py"],
-            ["late.py"],
-            ["coded.py"],
-            ["folder", "x"],
-            ["-m", "alpha", "-c"],
-            ["-m", "beta", "-c", "x"],
-            ["-m", "nowhere"],
-            ["-c", facts + "raise SystemExit(5)", "-m"],
-            ["-c", "import alpha; 1 / 0"],
-        ):
-            with self.subTest(arguments=arguments):
-                plain, ours = self.pair(*arguments, input="text")
-                self.assertEqual(
-                    (ours.returncode, re.sub("0x\\w+", "", ours.stdout)),
-                    (plain.returncode, re.sub("0x\\w+", "", plain.stdout)),
-                )
-                end = ours.stderr.removeprefix(plain.stderr)
-                if arguments[0] == "killed.py":
-                    self.assertEqual(end, "")
-                elif arguments[0] == "syntax.py" or "nowhere" in arguments:
-                    self.assertEqual(end, "popcon: nothing would be sent: no library was used\n")
-                else:
-                    self.assertEqual(end.replace("python_popcon.library_used.beta:1|c\n", ""), line, ours.stderr)
+        alpha, beta = (f"python_popcon.library_used.{name}:1|c\n" for name in ("alpha", "beta"))
+        nothing = "popcon: nothing would be sent: no library was used\n"
+        for name in ("hook.py", "late.py", "coded.py", "future.py", "workers.py"):
+            self.assert_same(name, said=alpha)
+        self.assert_same("-m", "alpha", "-c", said=alpha)
+        self.assert_same("-m", "beta", "-c", "x", said=alpha + beta)
+        self.assert_same("-c", "import alpha; 1 / 0", said=alpha)
+        if sys.version_info >= (3, 14):
+            self.assert_same("-c", "\n  import alpha\n  1 / 0\n", said=alpha)
+        self.assert_same("-c", "import sys; sys.stderr = None", said="")
+        self.assert_same("-c", "import os; os.close(2)", said="")
+        self.assert_same("syntax.py", said=nothing)
+        self.assert_same("-", input="  wrong(", said=nothing)
+        self.assert_same("-c", "wrong(", said=nothing)
+        self.assert_same("-m", "nowhere", said=nothing)
+        self.assert_same("nowhere.py", said="")
 
     def test_a_program_that_is_not_there_or_missing_is_said_in_a_sentence(self) -> None:
         for arguments, sentence in [
-            (["nowhere.py"], "can't open file"),
             ([], "a program is missing"),
             (["-m"], "a program is missing"),
+            (["--explain", "-c"], "a program is missing"),
             (["--wrong"], "unknown option --wrong"),
+            (["-W", "error", "-c", ""], ": -W error is for python itself: python -W error -m popcon run ..."),
+            (["-OO", "x.py"], ": -OO is for python itself: python -OO -m popcon run ..."),
         ]:
             _, result = self.pair(*arguments)
             self.assertEqual((result.returncode, result.stdout), (2, ""))
             self.assertIn(sentence, result.stderr.splitlines()[-1])
+
+    def test_with_a_wrong_setting_nothing_would_be_sent(self) -> None:
+        self.install("alpha", "alpha.py")
+        for name in popcon.SETTINGS:
+            wrong: dict[str, Any] = {name: "a b"}
+            ended = self.run_python("", "-m", "popcon", "run", "-c", "import alpha", **wrong)
+            self.assertRegex(ended.stderr, f"^popcon: nothing would be sent: {name}='a b': must be .*\n$")
 
     def test_popcon_itself_is_not_what_a_program_used(self) -> None:
         shutil.copy(SOURCE, self.site)
@@ -1799,13 +2053,14 @@ print(json.dumps({"out": out, "end": time.monotonic() - start}))
 """
 
 
-@unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, the python of an environment with ipykernel and pandas")
+@unittest.skipUnless(JUPYTER, "needs POPCON_TEST_JUPYTER, the python of an environment with ipykernel, bs4, sympy")
 class TestShells(Case):
     def setUp(self) -> None:
         super().setUp()
         (startup,) = (block for block in readme_blocks("python") if "ImportError" in block)
         self.startup = self.folder / "ipython" / "profile_default" / "startup"
         self.write(self.startup, {"000-popcon.py": startup})
+        self.install("alpha", "alpha.py")
         self.server = self.enterContext_(Server())
 
     def environ(self, **settings: str) -> dict[str, str]:
@@ -1816,7 +2071,7 @@ class TestShells(Case):
     def kernel(self, *cells: str, end: str = "shutdown", **settings: str) -> tuple[list[str], float]:
         """What each cell of a real kernel printed, and how long the kernel took to end, in seconds."""
         result = subprocess.run(
-            [LARGE, "-W", "ignore", "-c", KERNEL],
+            [JUPYTER, "-W", "ignore", "-c", KERNEL],
             input=json.dumps({"cells": cells, "end": end}),
             env=self.environ(**settings),
             cwd=self.own,
@@ -1827,10 +2082,6 @@ class TestShells(Case):
         self.assertEqual(result.returncode, 0, result.stderr[-2000:])
         answer = json.loads(result.stdout.splitlines()[-1])
         return answer["out"], answer["end"]
-
-    def received(self, wait: float = 0.5) -> list[str]:
-        lines = [line for datagram in self.server.received(wait) for line in datagram.decode().split("\n")]
-        return sorted(line[len("python_popcon.library_used.") : -len(":1|c")] for line in lines)
 
     def test_a_session_that_uses_no_library_sends_nothing(self) -> None:
         out, _ = self.kernel(
@@ -1848,37 +2099,38 @@ class TestShells(Case):
         self.assertIn("ZeroDivisionError", out[2])
         self.assertNotIn("popcon", "".join(out))
         self.assertIn("print", out[6])
-        self.assertEqual(self.received(), [])
+        self.assertEqual(self.server.names(0.5), [])
 
     def test_what_is_imported_in_cells_counts_once(self) -> None:
+        package, known = ("pandas", {"pandas", "numpy"}) if LARGE else ("sympy", {"sympy", "mpmath"})
         cells = [
-            "import pandas",
-            "import yaml",
+            f"import {package}",
+            "import alpha",
             "1/0",
-            "import pandas, yaml",
+            f"import {package}, alpha",
             "%reset -f",
             "import popcon; popcon.setup_reporter()",
         ]
         out, _ = self.kernel(*cells, "import bs4; print(popcon.report())")
         self.assertIn("'beautifulsoup4'", out[-1])
-        received = self.received()
+        received = self.server.names(0.5)
         self.assertEqual(len(received), len(set(received)))
-        self.assertLessEqual({"pandas", "numpy", "pyyaml", "beautifulsoup4"}, set(received))
+        self.assertLessEqual(known | {"alpha", "beautifulsoup4"}, set(received))
         self.assertFalse(set(received) & {"ipython", "ipykernel", "executing", "stack-data", "jedi", "parso", "six"})
 
     def test_a_kernel_that_is_killed_loses_nothing_of_an_earlier_cell(self) -> None:
         for end in ("kill", "restart"):
             with self.subTest(end=end):
-                self.kernel("import yaml", end=end)
-                self.assertEqual(self.received(), ["pyyaml"])
+                self.kernel("import alpha", end=end)
+                self.assertEqual(self.server.names(0.5), ["alpha"])
 
     def test_what_a_library_of_the_baseline_merely_requires_still_counts(self) -> None:
         self.install(
-            "helper", "helper.py", more={"METADATA": "Metadata-Version: 2.1\nName: helper\nRequires-Dist: pyyaml\n"}
+            "helper", "helper.py", more={"METADATA": "Metadata-Version: 2.1\nName: helper\nRequires-Dist: alpha\n"}
         )
         self.write(self.startup, {"000-a.py": "import helper"})
-        self.kernel("import yaml, helper")
-        self.assertEqual(self.received(), ["pyyaml"])
+        self.kernel("import alpha, helper")
+        self.assertEqual(self.server.names(0.5), ["alpha"])
 
     def test_the_hook_survives_a_reset_is_there_once_and_shows_nowhere(self) -> None:
         check = """
@@ -1887,23 +2139,17 @@ class TestShells(Case):
             print(get_ipython().events.callbacks["post_execute"].count(popcon._report_after_cell))
             """
         fails = "import popcon, sys; popcon.Reporter.newest = lambda self: sys.exit(3)"
-        out, _ = self.kernel("%reset -f", textwrap.dedent(check), "import yaml", fails, "1", "print(2)")
+        out, _ = self.kernel("%reset -f", textwrap.dedent(check), "import alpha", fails, "1", "print(2)")
         self.assertEqual(out[1:], ["1\n", "", "", "", "2\n"])
-        self.assertEqual(self.received(), ["pyyaml"])
+        self.assertEqual(self.server.names(0.5), ["alpha"])
 
     def test_a_silent_name_server_is_not_felt_in_a_kernel(self) -> None:
         with Server() as name_server:
-            silent = f"""
-                import popcon
-                popcon.NAME_SERVER_PORT = {name_server.port}
-                read = popcon._read
-                popcon._read = lambda path, *size: {{"/etc/resolv.conf": b"nameserver 127.0.0.1\\n", "/etc/hosts": b""}}.get(path) or read(path, *size)
-                """
-            self.write(self.startup, {"001-silent.py": textwrap.dedent(silent)})
+            self.write(self.startup, {"001-silent.py": name_server.silences()})
             timed = "import time; start = time.monotonic()"
             out, end = self.kernel(
                 timed,
-                "import yaml",
+                "import alpha",
                 "print(time.monotonic() - start < 5)",
                 "import bs4",
                 end="shutdown",
@@ -1916,15 +2162,17 @@ class TestShells(Case):
         code = """
             import os, pexpect, sys
             shell = pexpect.spawn(sys.executable, ["-m", "IPython", "--simple-prompt", "--no-banner"], encoding="utf-8", timeout=60)
-            for line in ("1/0", "import yaml", "print(6 * 7)"):
+            for line in ("1/0", "import alpha", "print(6 * 7)"):
                 shell.expect(r"In \\[\\d+\\]: ")
                 shell.sendline(line)
             shell.expect("42")
             shell.expect(r"In \\[\\d+\\]: ")
             shell.kill(9)
             """
-        subprocess.run([LARGE, "-c", textwrap.dedent(code)], env=self.environ(), cwd=self.own, check=True, timeout=120)
-        self.assertEqual(self.received(), ["pyyaml"])
+        subprocess.run(
+            [JUPYTER, "-c", textwrap.dedent(code)], env=self.environ(), cwd=self.own, check=True, timeout=120
+        )
+        self.assertEqual(self.server.names(0.5), ["alpha"])
 
 
 @unittest.skipUnless(hasattr(os, "fork"), "needs os.fork")
@@ -1949,8 +2197,7 @@ class TestForks(Case):
                 timeout=60,
             )
             self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
-            lines = [line for datagram in server.received(0.2) for line in datagram.decode().split("\n")]
-        names = [line[len("python_popcon.library_used.") : -len(":1|c")] for line in lines]
+            names = server.names(0.2)
         return {name: names.count(name) for name in names}
 
     def test_what_the_parent_loaded_is_the_parents(self) -> None:
@@ -1965,20 +2212,17 @@ class TestForks(Case):
 
     def test_no_fork_warning_is_caused(self) -> None:
         with Server() as name_server:
-            code = f"""
+            code = """
                 import popcon, os, sys, warnings; popcon.setup_reporter()
                 warnings.simplefilter("error")
                 import alpha
-                popcon.NAME_SERVER_PORT = {name_server.port}
-                read = popcon._read
-                popcon._read = lambda path, *size: {{"/etc/resolv.conf": b"nameserver 127.0.0.1", "/etc/hosts": b""}}.get(path) or read(path, *size)
                 for host in ("localhost", "statsd.example"):
                     os.environ["PYTHON_POPCONTEST_STATSD_HOST"] = host
                     popcon.report()
                     child = os.fork() or sys.exit(0)
                     assert os.waitpid(child, 0)[1] == 0
                 """
-            self.counts(code)
+            self.counts(name_server.silences() + textwrap.dedent(code))
 
     WORKER = """
         import sys
@@ -2081,9 +2325,9 @@ class TestForks(Case):
             finally:
                 process.terminate()
                 process.wait(30)
-            lines = [line for datagram in server.received(0.5) for line in datagram.decode().split("\n")]
-        self.assertEqual(lines.count("python_popcon.library_used.alpha:1|c"), 1)
-        self.assertEqual(lines.count("python_popcon.library_used.beta:1|c"), 1)  # one worker had the request
+            names = server.names(0.5)
+        self.assertEqual(names.count("alpha"), 1)
+        self.assertEqual(names.count("beta"), 1)  # one worker had the request
 
 
 class TestRequirements(unittest.TestCase):
