@@ -97,12 +97,14 @@ def executed_files(modules: "Mapping[Any, object]") -> dict[str, str]:
             namespace = module_namespace(module) if type(module) is plain else _odd_namespace(name, module, lazy)
             file, spec = namespace.get("__file__"), namespace.get("__spec__")
             if type(spec) is ModuleSpec:
-                if file is spec.origin or type(file) is not str:
-                    name = spec.name  # the key in sys.modules may be an alias
+                if type(file) is not str:
+                    name = spec.name
                     if spec.has_location:
                         file = spec.origin
-                    elif type(file) is not str and type(name) is str and _is_custom(spec.loader):
+                    elif type(name) is str and _is_custom(spec.loader):
                         files[name] = name
+                elif file is spec.origin:
+                    name = spec.name  # the key in sys.modules may be an alias
                 elif spec.has_location and spec.name == name:
                     file = spec.origin  # the module rewrote __file__, as tlz does
             elif name in ("__main__", "__mp_main__"):
