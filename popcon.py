@@ -256,12 +256,10 @@ def _line_start(starts: set[bytes]) -> "Callable[[bytes], object]":
         re = standard("re")
     except ImportError:  # somebody's own re.py is loaded
         return lambda record: True
-    firsts = sorted({start[:1] for start in starts})
-    branches = [b'"']
-    for index in range(4):  # a branch for each byte takes longer to fail
-        some = firsts[index * len(firsts) // 4 : (index + 1) * len(firsts) // 4]
-        rest = [re.escape(start[1:]) for start in starts if start[:1] in some]
-        branches += [b"[%b](?:%b)" % (re.escape(b"".join(some)), b"|".join(rest))] if some else []
+    rests: dict[bytes, list[bytes]] = {}  # by the first byte: most lines fail there, or at the second
+    for start in sorted(starts):
+        rests.setdefault(start[:1], []).append(re.escape(start[1:]))
+    branches = [b'"', *(b"%b(?:%b)" % (re.escape(first), b"|".join(rest)) for first, rest in rests.items())]
     search = re.compile(b"\n(?:%b)" % b"|".join(branches)).search
     return lambda record: record[:4] in starts or record[:1] == b'"' or search(record)
 
