@@ -429,6 +429,9 @@ def _virtual_owners(groups: list[list[str]]) -> list[set[str]]:
     return found
 
 
+BLOCK = 1 << 16  # bytes
+
+
 def _read(path: str, limit: int = 1 << 24) -> bytes:
     """Return what is in the file, nothing if it can't be read; a pipe or device never blocks."""
     try:
@@ -436,7 +439,11 @@ def _read(path: str, limit: int = 1 << 24) -> bytes:
     except OSError:
         return b""
     try:
-        return os.read(descriptor, min(os.fstat(descriptor).st_size, limit))  # a device has no size
+        content = os.read(descriptor, min(limit, BLOCK))
+        if len(content) == BLOCK:  # of few files; to ask all for their size takes longer
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            content = os.read(descriptor, min(os.fstat(descriptor).st_size, limit))  # a device has no size
+        return content
     except OSError:
         return b""
     finally:
