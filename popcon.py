@@ -429,7 +429,7 @@ def _virtual_owners(groups: list[list[str]]) -> list[set[str]]:
     return found
 
 
-BLOCK = 1 << 16  # bytes
+BLOCK = 1 << 14  # bytes
 
 
 def _read(path: str, limit: int = 1 << 24) -> bytes:
