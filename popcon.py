@@ -248,19 +248,20 @@ def _folder_owners(folder: str, entries: list[str], groups: list[list[str]]) -> 
 
 
 def _line_start(starts: set[bytes]) -> "Callable[[bytes], object]":
-    """Return a function that finds whether a line of a RECORD begins with one of these four bytes, or a quote.
+    """Return a function that finds whether a line of a RECORD may begin with one of these four bytes, or a quote.
 
-    By this, the quickest of all, most libraries are known not to matter.
+    By this most libraries are known not to matter. It is wrong about some that record_lines()
+    rules out: to tell the four bytes apart one by one takes longer than that.
     """
     try:
         re = standard("re")
     except ImportError:  # somebody's own re.py is loaded
         return lambda record: True
-    rests: dict[bytes, list[bytes]] = {}  # by the first byte: most lines fail there, or at the second
-    for start in sorted(starts):
-        rests.setdefault(start[:1], []).append(re.escape(start[1:]))
-    branches = [b'"', *(b"%b(?:%b)" % (re.escape(first), b"|".join(rest)) for first, rest in rests.items())]
-    search = re.compile(b"\n(?:%b)" % b"|".join(branches)).search
+    ordered = sorted(starts)
+    middle = len(ordered) // 2
+    halves = [half for half in (ordered[:middle], ordered[middle:]) if half]
+    classes = [b"".join(b"[%b]" % re.escape(bytes({*column})) for column in zip(*half)) for half in halves]
+    search = re.compile(b"\n(?:%b)" % b"|".join([b'"', *classes])).search
     return lambda record: record[:4] in starts or record[:1] == b'"' or search(record)
 
 
