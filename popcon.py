@@ -48,7 +48,8 @@ __version__ = "1.0.0"
 __all__ = ["report", "setup_reporter", "used_libraries"]
 
 STDLIB = os.path.dirname(getattr(os, "__file__", os.path.join("none", "os.py"))) + os.sep
-DYNLOAD = f"{os.sep}lib-dynload{os.sep}", os.path.join(sys.base_prefix, "DLLs", "")  # the latter on Windows
+OWN = STDLIB, os.path.join(sys.base_prefix, "DLLs", "")  # the latter on Windows
+DYNLOAD = f"{os.sep}lib-dynload{os.sep}"
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -113,8 +114,8 @@ def executed_files(modules: "Mapping[Any, object]") -> dict[str, str]:
             debug(f"cannot tell the file of {name}: {error!r}")
             continue
         if type(file) is str and os.sep in file and type(name) is str:  # not "<string>"
-            standard = file.startswith(STDLIB) and "-packages" not in file[len(STDLIB) :]
-            if not standard and DYNLOAD[0] not in file and not file.startswith(DYNLOAD[1]):
+            standard = file.startswith(OWN) and "-packages" not in file[len(STDLIB) :]
+            if not standard and DYNLOAD not in file:
                 files[file] = name
     return files
 
