@@ -50,7 +50,8 @@ __version__ = "1.0.0"
 __all__ = ["report", "setup_reporter", "used_libraries"]
 
 STDLIB = os.path.dirname(getattr(os, "__file__", os.path.join("none", "os.py"))) + os.sep
-DYNLOAD = f"{os.sep}lib-dynload{os.sep}", os.path.join(sys.base_prefix, "DLLs", "")  # the latter on Windows
+OWN = STDLIB, os.path.join(sys.base_prefix, "DLLs", "")  # the latter on Windows
+DYNLOAD = f"{os.sep}lib-dynload{os.sep}"
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -99,12 +100,14 @@ def executed_files(modules: "Mapping[Any, object]") -> dict[str, str]:
             namespace = module_namespace(module) if type(module) is plain else _odd_namespace(name, module, lazy)
             file, spec = namespace.get("__file__"), namespace.get("__spec__")
             if type(spec) is ModuleSpec:
-                if file is spec.origin or type(file) is not str:
-                    name = spec.name  # the key in sys.modules may be an alias
+                if type(file) is not str:
+                    name = spec.name
                     if spec.has_location:
                         file = spec.origin
-                    elif type(file) is not str and type(name) is str and _is_custom(spec.loader):
+                    elif type(name) is str and _is_custom(spec.loader):
                         files[name] = name
+                elif file is spec.origin:
+                    name = spec.name  # the key in sys.modules may be an alias
                 elif spec.has_location and spec.name == name:
                     file = spec.origin  # the module rewrote __file__, as tlz does
             elif name in ("__main__", "__mp_main__"):
@@ -113,8 +116,8 @@ def executed_files(modules: "Mapping[Any, object]") -> dict[str, str]:
             debug(f"cannot tell the file of {name}: {error!r}")
             continue
         if type(file) is str and os.sep in file and type(name) is str:  # not "<string>"
-            standard = file.startswith(STDLIB) and "-packages" not in file[len(STDLIB) :]
-            if not standard and DYNLOAD[0] not in file and not file.startswith(DYNLOAD[1]):
+            standard = file.startswith(OWN) and "-packages" not in file[len(STDLIB) :]
+            if not standard and DYNLOAD not in file:
                 files[file] = name
     return files
 
@@ -248,21 +251,20 @@ def _folder_owners(folder: str, entries: list[str], groups: list[list[str]]) -> 
 
 
 def _line_start(starts: set[bytes]) -> "Callable[[bytes], object]":
-    """Return a function that finds whether a line of a RECORD begins with one of these four bytes, or a quote.
+    """Return a function that finds whether a line of a RECORD may begin with one of these four bytes, or a quote.
 
-    By this, the quickest of all, most libraries are known not to matter.
+    By this most libraries are known not to matter. It is wrong about some that record_lines()
+    rules out: to tell the four bytes apart one by one takes longer than that.
     """
     try:
         re = standard("re")
     except ImportError:  # somebody's own re.py is loaded
         return lambda record: True
-    firsts = sorted({start[:1] for start in starts})
-    branches = [b'"']
-    for index in range(4):  # a branch for each byte takes longer to fail
-        some = firsts[index * len(firsts) // 4 : (index + 1) * len(firsts) // 4]
-        rest = [re.escape(start[1:]) for start in starts if start[:1] in some]
-        branches += [b"[%b](?:%b)" % (re.escape(b"".join(some)), b"|".join(rest))] if some else []
-    search = re.compile(b"\n(?:%b)" % b"|".join(branches)).search
+    ordered = sorted(starts)
+    middle = len(ordered) // 2
+    halves = [half for half in (ordered[:middle], ordered[middle:]) if half]
+    classes = [b"".join(b"[%b]" % re.escape(bytes({*column})) for column in zip(*half)) for half in halves]
+    search = re.compile(b"\n(?:%b)" % b"|".join([b'"', *classes])).search
     return lambda record: record[:4] in starts or record[:1] == b'"' or search(record)
 
 
@@ -431,6 +433,9 @@ def _virtual_owners(groups: list[list[str]]) -> list[set[str]]:
     return found
 
 
+BLOCK = 1 << 14  # bytes
+
+
 def _read(path: str, limit: int = 1 << 24) -> bytes:
     """Return what is in the file, nothing if it can't be read; a pipe or device never blocks."""
     try:
@@ -438,7 +443,11 @@ def _read(path: str, limit: int = 1 << 24) -> bytes:
     except OSError:
         return b""
     try:
-        return os.read(descriptor, min(os.fstat(descriptor).st_size, limit))  # a device has no size
+        content = os.read(descriptor, min(limit, BLOCK))
+        if len(content) == BLOCK:  # of few files; to ask all for their size takes longer
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            content = os.read(descriptor, min(os.fstat(descriptor).st_size, limit))  # a device has no size
+        return content
     except OSError:
         return b""
     finally:
