@@ -1234,7 +1234,7 @@ class TestSelftest(Case):
             self.assertEqual((result.returncode, result.stdout), (2, ""))
             self.assertRegex(result.stderr, r"\Ausage: .*\n.*popcon.*: error: .*\n\Z")
             if not arguments:
-                self.assertIn("a command is missing: selftest, install, uninstall, run", result.stderr)
+                self.assertIn("a command is missing: selftest, install, uninstall, usage, run", result.stderr)
 
     @unittest.skipUnless(os.name == "posix", "needs pipes as POSIX has them")
     def test_a_reader_that_goes_away_is_not_answered_with_a_traceback(self) -> None:
