@@ -2025,8 +2025,11 @@ def counts_at_exporter(
     if re.match("https?://", source):
         text = fetch(source, headers)
     else:
-        with open(source, encoding="utf-8", errors="replace") as file:
-            text = file.read()
+        try:
+            with open(source, encoding="utf-8", errors="replace") as file:
+                text = file.read()
+        except OSError as error:
+            raise OSError(f"{source} cannot be read: {error.strerror}") from None
     counts: dict[str, float] = {}
     since, is_known = None, False
     sample = re.compile(r'([a-zA-Z_:][\w:]*)(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+([^\s#]+)')
