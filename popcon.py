@@ -1757,9 +1757,15 @@ def usage(options: "Any") -> int:
         else:
             counts, since = counts_at_exporter(options.metrics, headers, metric)
         if not any(counts.values()):
-            what = f"no count of {metric} rose" if counts else f"there is no counter {metric}{options.match and ' that matches'}"
+            what = (
+                f"no count of {metric} rose"
+                if counts
+                else f"there is no counter {metric}{options.match and ' that matches'}"
+            )
             where = options.metrics or f"the last {_duration(options.window)}"
-            raise OSError(f"{what} in {where}; does anything report (see selftest), and is that its name (see --metric)?")
+            raise OSError(
+                f"{what} in {where}; does anything report (see selftest), and is that its name (see --metric)?"
+            )
         doing[0] = "reading what is installed"
         rows = judged(counts, options.keep)
     except OSError as error:
@@ -1838,7 +1844,11 @@ def fetch(url: str, headers: dict[str, str], form: "Mapping[str, object] | None"
 
     data = standard("urllib.parse").urlencode(form or {})
     # Some proxies let a GET pass only, and some no long one.
-    asked = request.Request(url, data.encode(), headers) if len(data) > 2000 else request.Request(f"{url}?{data}".rstrip("?"), None, headers)
+    asked = (
+        request.Request(url, data.encode(), headers)
+        if len(data) > 2000
+        else request.Request(f"{url}?{data}".rstrip("?"), None, headers)
+    )
     patience = 120  # seconds, after which Prometheus gives up as well
     end, text = clock() + patience, b""
     try:
@@ -1859,7 +1869,9 @@ def fetch(url: str, headers: dict[str, str], form: "Mapping[str, object] | None"
                 pass
         raise OSError(f"{url} {why}") from None
     except (OSError, ValueError, http.HTTPException) as error:
-        raise OSError(f"{url} cannot be read: {getattr(error, 'reason', '') or error or type(error).__name__}") from None
+        raise OSError(
+            f"{url} cannot be read: {getattr(error, 'reason', '') or error or type(error).__name__}"
+        ) from None
     return text.decode("utf-8", "replace")
 
 
@@ -2014,9 +2026,7 @@ def _range(start: float, end: float) -> str:
     return f"[{max(1, round((end - start) * 1000))}ms]"
 
 
-def counts_at_exporter(
-    source: str, headers: dict[str, str], metric: str
-) -> "tuple[dict[str, float], float | None]":
+def counts_at_exporter(source: str, headers: dict[str, str], metric: str) -> "tuple[dict[str, float], float | None]":
     """Return what statsd_exporter has counted of each library, and since when, None if that is not told.
 
     Takes the URL of its metrics or a file that they were saved in, in Prometheus' text format.
@@ -2055,7 +2065,17 @@ def counts_at_exporter(
 
 # What hosts the sessions, installs, or is in the baseline itself: that nobody imports them says nothing.
 HOSTS = {
-    *("ipykernel", "ipython", "jupyter", "jupyter-server", "jupyterhub", "jupyterlab", "nbclassic", "notebook", "voila"),
+    *(
+        "ipykernel",
+        "ipython",
+        "jupyter",
+        "jupyter-server",
+        "jupyterhub",
+        "jupyterlab",
+        "nbclassic",
+        "notebook",
+        "voila",
+    ),
     *("conda", "mamba", "pip", "setuptools", "uv", "wheel", "popcon", "popularity-contest"),
 }
 
@@ -2183,11 +2203,11 @@ def judged(counts: "Mapping[str, float]", keep: "Sequence[str]") -> "list[dict[s
         rows.append(
             {
                 "library": name,
-                "version": here.version if here else None,
+                "version": _printable(here.version) if here else None,
                 "processes": processes,
                 "status": status,
                 "required_by": required_by,
-                "reason": reason,
+                "reason": _printable(reason),
                 "bytes": sum(here.files.values()) if here and here.files else None,
             }
         )
@@ -2195,8 +2215,8 @@ def judged(counts: "Mapping[str, float]", keep: "Sequence[str]") -> "list[dict[s
 
 
 def _all_processes_report() -> bool:
-    """Tell whether start-up has set popcon up: it is imported then, and not only run as a program."""
-    return bool(getattr(sys.modules.get("popcon"), "_is_set_up", False))
+    """Tell whether start-up has set popcon up: it is imported then, and not only run as a program, or by IPython."""
+    return bool(getattr(sys.modules.get("popcon"), "_is_set_up", False)) and ipython_shell() is None
 
 
 # How it is shown.
@@ -2209,6 +2229,7 @@ def table(rows: "Sequence[Mapping[str, Any]]", least: int, since: str) -> "Itera
     is_utf8 = "utf" in (sys.stdout.encoding or "").lower()
     is_plain = not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
     installed = [row for row in rows if row["status"] != "absent"]
+
     def place(row: "Mapping[str, Any]") -> "tuple[int, int, str]":
         """By use; what nobody used by its size."""
         return -(row["processes"] or 0), -(row["bytes"] or 0) if row["processes"] == 0 else 0, row["library"]
@@ -2238,43 +2259,34 @@ def table(rows: "Sequence[Mapping[str, Any]]", least: int, since: str) -> "Itera
         whole, eighths = divmod(max(1, round(8 * bars * count / most)), 8)
         return "█" * whole + " ▏▎▍▌▋▊▉"[eighths].strip()
 
-    def line(rank: object, library: str, version: str, count: str, size: str, drawn: str = "") -> str:
+    def columns(rank: object, library: str, version: str, number: str) -> str:
         version = f"  {cut(version, versions):{versions}}" if versions else ""
-        drawn = "  " + paint(32, f"{drawn:{bars}}") if bars else ""
-        return f"{rank:>4}  {cut(library, names):{names}}{version}  {count:>{digits}}{drawn}  {size:>8}".rstrip()
+        return f"{rank:>4}  {cut(library, names):{names}}{version}  {number:>{digits}}"
 
-    def head(title: str, shown: "Sequence[Mapping[str, Any]]") -> "Iterator[str]":
-        yield ""
-        yield paint(1, f"{title}: {len(shown)} {'library' if len(shown) == 1 else 'libraries'}, {_bytes(shown)}")
-
-    def each(shown: "Iterable[Mapping[str, Any]]") -> "Iterator[str]":
+    def counted(shown: "Iterable[Mapping[str, Any]]") -> "Iterator[str]":
         for rank, row in enumerate(shown, 1):
             count = f"<{least}" if row["processes"] is None else f"{row['processes']:,}"
-            drawn = bar(row["processes"]) if bars and row["processes"] else ""
+            drawn = paint(32, f"  {bar(row['processes']) if row['processes'] else '':{bars}}") if bars else ""
             size = _bytes([row]) if row["status"] == "used" else ""
-            yield line(rank, row["library"], row["version"] or "", count, size, drawn)
+            yield f"{columns(rank, row['library'], row['version'] or '', count)}{drawn}  {size:>8}".rstrip()
 
-    yield paint(1, line("rank", "library", "version", "processes", "size"))
-    yield from each(groups["used"])
-    for status, title in {
-        "unused": "Can go",
-        "required": "Needed by others",
-        "unknown": "Cannot be judged",
-    }.items():
+    gap = " " * (bars + 2 if bars else 0)
+    yield paint(1, f"{columns('rank', 'library', 'version', 'processes')}{gap}  {'size':>8}")
+    yield from counted(groups["used"])
+    for status, title in {"unused": "Can go", "required": "Needed by others", "unknown": "Cannot be judged"}.items():
         shown = groups[status]
         if shown:
-            yield from head(title, shown)
+            yield ""
+            yield paint(1, f"{title}: {len(shown)} {'library' if len(shown) == 1 else 'libraries'}, {_bytes(shown)}")
         for row in shown:
             others = row["required_by"]
             text = row["reason"] or ", ".join(others[:5]) + (f" and {len(others) - 5} others" if others[5:] else "")
-            version = f"  {cut(row['version'], versions):{versions}}" if versions else ""
-            start = f"      {cut(row['library'], names):{names}}{version}  {_bytes([row]):>8}"
-            text = f"{start}  {text}".rstrip()
+            text = f"{columns('', row['library'], row['version'], _bytes([row]))}  {text}".rstrip()
             yield cut(text, width) if is_narrow else text
     if groups["absent"]:
         yield ""
         yield paint(1, "Counted, but not installed here")
-        yield from each(groups["absent"])
+        yield from counted(groups["absent"])
     yield ""
     unused = groups["unused"]
     yield f"{len(unused)} of {len(installed)} libraries can go, {_bytes(unused)} of {_bytes(installed)}."
@@ -2298,7 +2310,9 @@ def _bytes(rows: "Iterable[Mapping[str, Any]]") -> str:
 def _date(time: float) -> str:
     """Return the local time as a date, with the hour if that is not long ago."""
     clock = standard("time")
-    return str(clock.strftime("%Y-%m-%d" if clock.time() - time > 5 * 86400 else "%Y-%m-%d %H:%M:%S", clock.localtime(time)))
+    return str(
+        clock.strftime("%Y-%m-%d" if clock.time() - time > 5 * 86400 else "%Y-%m-%d %H:%M:%S", clock.localtime(time))
+    )
 
 
 UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 86400}
@@ -2316,7 +2330,9 @@ def seconds(duration: str) -> float:
 def _url(text: str) -> str:
     parts = standard("urllib.parse").urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
-        raise ValueError("must be http://HOST:PORT, and a path if Prometheus is under one; who you are goes into --header")
+        raise ValueError(
+            "must be http://HOST:PORT, and a path if Prometheus is under one; who you are goes into --header"
+        )
     return text
 
 
@@ -2409,18 +2425,33 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         "which can go. Nothing is changed, here or on any server. Exit status 1 if there is no sound answer.",
     )
     source = asking.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prometheus", type=checked(_url), metavar="URL", help="where Prometheus is, such as http://prometheus:9090")
+    source.add_argument(
+        "--prometheus", type=checked(_url), metavar="URL", help="where Prometheus is, such as http://prometheus:9090"
+    )
     source.add_argument("--metrics", metavar="FILE_OR_URL", help="statsd_exporter's own /metrics, or a file with them")
     asking.add_argument(
-        "--window", type=checked(seconds), default="90d", metavar="DURATION", help="time up to now that counts, such as 30d (default: 90d)"
+        "--window",
+        type=checked(seconds),
+        default="90d",
+        metavar="DURATION",
+        help="time up to now that counts, such as 30d (default: 90d)",
     )
-    asking.add_argument("--match", default="{}", type=checked(_matchers), metavar="'{...}'", help="""labels that count: '{namespace="prod"}'""")
+    asking.add_argument(
+        "--match",
+        default="{}",
+        type=checked(_matchers),
+        metavar="'{...}'",
+        help="""labels that count: '{namespace="prod"}'""",
+    )
     asking.add_argument(
         "--keep", nargs="+", action="extend", default=[], metavar="NAME", help="libraries that stay, by name or glob"
     )
     asking.add_argument("--metric", default="", help="name of the counters, if README's mapping rules do not make it")
     asking.add_argument(
-        "--header", action="append", default=[], help=f"for a guarded server, 'Authorization: Bearer ...'; better in {HEADER}"
+        "--header",
+        action="append",
+        default=[],
+        help=f"for a guarded server, 'Authorization: Bearer ...'; better in {HEADER}",
     )
     asking.add_argument(
         "--at-least", type=int, default=0, metavar="K", help="show counts below K as <K, to publish the table"

@@ -2652,7 +2652,6 @@ class TestRealThings(Case):
         self.assertEqual((result.returncode, result.stdout), (0, "ok\n"), result.stderr[-3000:])
 
 
-
 # Run in a large environment: what of the libraries to be removed is needed by what stays, as the packaging library
 # reads the requirements, and as imports tell when the modules of those libraries cannot be found.
 STAYS = """
@@ -2767,7 +2766,9 @@ class TestUsage(Case):
             for name in ("beta", "tester")
         }
         common = {"version": "1.0", "processes": 0, "required_by": [], "reason": ""}
-        self.assertEqual(rows["beta"], common | {"status": "required", "required_by": ["alpha"], "bytes": size["beta"] + 5})
+        self.assertEqual(
+            rows["beta"], common | {"status": "required", "required_by": ["alpha"], "bytes": size["beta"] + 5}
+        )
         self.assertEqual(rows["tester"], common | {"status": "unused", "bytes": size["tester"]})
         self.assertEqual(rows["alpha"]["status"], "used")
         self.assertEqual(rows["types-x"]["status"], "unknown")
@@ -2861,7 +2862,10 @@ class TestUsage(Case):
         )
         everywhere = "import popcon; popcon.setup_reporter()"
         rows = self.rows("--metrics", metrics, before=everywhere)
-        self.assertEqual([name for name, row in rows.items() if row["status"] == "unused"], ["command", "kept-one", "kept-two", "unused"])
+        self.assertEqual(
+            [name for name, row in rows.items() if row["status"] == "unused"],
+            ["command", "kept-one", "kept-two", "unused"],
+        )
         self.assertEqual(rows["binary"]["reason"], "has a command that is no Python: fast")
 
     def test_what_is_loaded_at_every_start_is_not_called_unused(self) -> None:
@@ -2873,7 +2877,9 @@ class TestUsage(Case):
     def test_a_name_to_keep_that_is_not_there_is_pointed_out(self) -> None:
         self.install("alpha", "alpha.py")
         ended = self.usage("--metrics", self.counted(other=1), "--unused", "--keep", "alpa", "--keep", "x*", "y")
-        said = "".join(f"popcon: nothing installed is called '{name}', which was to be kept\n" for name in ("alpa", "x*", "y"))
+        said = "".join(
+            f"popcon: nothing installed is called '{name}', which was to be kept\n" for name in ("alpa", "x*", "y")
+        )
         self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, "alpha\n", said))
 
     def test_counts_that_do_not_reach_back_make_nothing_unused(self) -> None:
@@ -2881,7 +2887,9 @@ class TestUsage(Case):
         young = self.counted(since=time.time() - 3 * 86400 - 5, other=1)
         ended = self.usage("--metrics", young, "--unused")
         self.assertEqual((ended.returncode, ended.stdout), (1, ""))
-        self.assertRegex(ended.stderr, r"^popcon: nothing is called unused: .* since .+ only; ask for --window 3d if .*\n$")
+        self.assertRegex(
+            ended.stderr, r"^popcon: nothing is called unused: .* since .+ only; ask for --window 3d if .*\n$"
+        )
         self.assertEqual(self.usage("--metrics", young, "--unused", "--window", "3d").stdout, "alpha\n")
         shown = self.usage("--metrics", young)
         self.assertEqual(shown.returncode, 0)
@@ -2916,9 +2924,12 @@ class TestUsage(Case):
             self.assertEqual("█" in "".join(lines), columns >= 60)
         ended = self.usage("--metrics", metrics, COLUMNS="110")
         self.assertEqual(ended.stderr, "")
-        self.assertRegex(ended.stdout, r"\A(?m:^rank +library +version +processes +size\n"
-                         r"   1  alpha +1\.0 +1,000  █+ +\d+ B\n"
-                         r"   2  beta +1\.0 +500  █+▌? +\d+ B\n)")
+        self.assertRegex(
+            ended.stdout,
+            r"\A(?m:^rank +library +version +processes +size\n"
+            r"   1  alpha +1\.0 +1,000  █+ +\d+ B\n"
+            r"   2  beta +1\.0 +500  █+▌? +\d+ B\n)",
+        )
 
     def test_counts_below_k_are_veiled(self) -> None:
         for name in ("alpha", "beta", "gamma"):
@@ -2928,7 +2939,10 @@ class TestUsage(Case):
         counts = re.findall(r"(?m)^ +\d+ +([a-z]+)(?: +1\.0)? +(\S+)", shown)
         self.assertEqual(counts, [("gamma", "5"), ("alpha", "<5"), ("beta", "<5"), ("private", "<5")])
         rows = self.rows("--metrics", metrics, "--at-least", "5")
-        self.assertEqual({name: row["processes"] for name, row in rows.items()}, {"alpha": None, "beta": None, "gamma": 5, "private": None})
+        self.assertEqual(
+            {name: row["processes"] for name, row in rows.items()},
+            {"alpha": None, "beta": None, "gamma": 5, "private": None},
+        )
         self.assertEqual({row["status"] for row in rows.values()}, {"used", "absent"})
 
     @unittest.skipUnless(hasattr(os, "openpty"), "needs os.openpty")
@@ -2968,7 +2982,10 @@ class TestUsage(Case):
 
         page = b"<!DOCTYPE html><title>Log in</title>"
         answers: list[tuple[tuple[int, dict[str, str], bytes], str]] = [
-            ((302, {"Location": "https://login.example/\33[2J"}, b""), r"redirects to https://login.example/ \[2J; .*--header"),
+            (
+                (302, {"Location": "https://login.example/\33[2J"}, b""),
+                r"redirects to https://login.example/ \[2J; .*--header",
+            ),
             ((200, {}, page), "does not answer as Prometheus does, but '<!DOCTYPE html>"),
             ((200, {}, b""), "does not answer as Prometheus does"),
             ((200, {}, data()[:-20]), "does not answer as Prometheus does"),
@@ -2979,7 +2996,10 @@ class TestUsage(Case):
             ((200, {}, data(data={"result": [good | {"value": [1, "NaN"]}]})), "does not answer as Prometheus does"),
             ((200, {}, data(data={"result": []})), "there is no counter python_popcon_library_used"),
             ((200, {}, data(warnings=["a store was unreachable"])), "does not know all: a store was unreachable"),
-            ((400, {}, b'{"status":"error","error":"parse error: unexpected"}'), "answers 400 .*: parse error: unexpected"),
+            (
+                (400, {}, b'{"status":"error","error":"parse error: unexpected"}'),
+                "answers 400 .*: parse error: unexpected",
+            ),
             ((401, {}, page), "answers 401 Unauthorized$"),
             ((404, {}, b"404 page not found"), "api/v1/query answers 404 Not Found$"),
             ((503, {}, b"[]"), "answers 503 Service Unavailable$"),
@@ -3029,7 +3049,10 @@ class TestUsage(Case):
             ((*metrics, "--match", "{}x"), "must be label matchers"),
             ((*metrics, "--match", "{a='b'}"), "--match is for --prometheus"),
             ((*metrics, "--at-least", "few"), "invalid int value"),
-            *(((*metrics, "--window", text), "'.*' must be a duration such as 90d") for text in ("", "90", "d", "1.5d", "0s", "5 d", "9999y")),
+            *(
+                ((*metrics, "--window", text), "'.*' must be a duration such as 90d")
+                for text in ("", "90", "d", "1.5d", "0s", "5 d", "9999y")
+            ),
         ]:
             with self.subTest(arguments=arguments):
                 ended = self.usage(*arguments)
@@ -3056,8 +3079,10 @@ class TestUsage(Case):
         with Pages(lambda asked: answers.get("elsewhere", (404, {}, b""))) as pages:
             variable = {"PYTHON_POPCONTEST_PROMETHEUS_HEADER": f"Authorization: {secret}"}
             for given, settings in [(("--header", f"Authorization: {secret}"), {}), ((), variable)]:
-                ended = self.usage("--prometheus", f"{pages.url}/tenant/", "--header", "X-Scope-OrgID: a", *given, **settings)
-                (path, headers), = pages.asked
+                ended = self.usage(
+                    "--prometheus", f"{pages.url}/tenant/", "--header", "X-Scope-OrgID: a", *given, **settings
+                )
+                ((path, headers),) = pages.asked
                 pages.asked.clear()
                 self.assertTrue(path.startswith("/tenant/api/v1/query?query="), path)
                 self.assertEqual((headers["Authorization"], headers["X-Scope-Orgid"]), (secret, "a"))
@@ -3071,7 +3096,9 @@ class TestUsage(Case):
             self.assertEqual(pages.asked, [])
 
     def test_ten_thousand_series_are_added_up(self) -> None:
-        exporters: list[dict[str, Any]] = [{"job": "popcon", "instance": f"10.0.0.{number}:9102"} for number in range(10)]
+        exporters: list[dict[str, Any]] = [
+            {"job": "popcon", "instance": f"10.0.0.{number}:9102"} for number in range(10)
+        ]
         series: list[dict[str, Any]] = [
             {"metric": exporter | {"__name__": "x", "library": f"library-{number}"}, "value": [1, "2"]}
             for number in range(1000)
@@ -3131,7 +3158,10 @@ class TestUsage(Case):
                 expected = {"again": 1, "once": 1, "twice": 1, "everywhere": 2, "spaces": 3}
                 for query, rest in zip(readme_blocks("promql"), ({"before": 0}, {}), strict=True):
                     self.assertEqual(self.queried(prometheus, query.replace("30d", seconds)), expected | rest)
-                places = int(first["PYTHON_POPCONTEST_STATSD_PORT"]), int(metrics.url.rpartition(":")[2].partition("/")[0])
+                places = (
+                    int(first["PYTHON_POPCONTEST_STATSD_PORT"]),
+                    int(metrics.url.rpartition(":")[2].partition("/")[0]),
+                )
             with self.exporter(rules, places):
                 self.wait_for_scrapes(prometheus)
                 use(first, "twice")
@@ -3139,7 +3169,9 @@ class TestUsage(Case):
                 window = ("--prometheus", prometheus, "--window", f"{(time.time() - start) * 1000:.0f}ms")
                 rows = self.rows(*window)
                 counts = {name: row["processes"] for name, row in rows.items()}
-                self.assertEqual(counts, {"before": 0, "never": 0, "again": 1, "once": 1, "twice": 2, "everywhere": 2, "spaces": 3})
+                self.assertEqual(
+                    counts, {"before": 0, "never": 0, "again": 1, "once": 1, "twice": 2, "everywhere": 2, "spaces": 3}
+                )
                 self.assertEqual(self.usage(*window, "--unused").stdout, "before\nnever\n")
                 prod = self.rows(*window, "--match", '{namespace="prod"}')
                 self.assertEqual({name for name, row in prod.items() if row["processes"]}, {"spaces"})
@@ -3149,7 +3181,10 @@ class TestUsage(Case):
                 with contextlib.redirect_stderr(io.StringIO()) as stderr:
                     forgetful = popcon.counts_in_prometheus(
                         lambda query, **when: {} if "process_start" in query else ask(query, **when),
-                        "python_popcon_library_used", "", start, time.time(),
+                        "python_popcon_library_used",
+                        "",
+                        start,
+                        time.time(),
                     )
                 self.assertEqual(forgetful[0].keys(), counts.keys() - {"never"})
                 self.assertTrue(all(forgetful[0][name] >= max(1, counts[name] - 1) for name in forgetful[0]))
@@ -3163,7 +3198,10 @@ class TestUsage(Case):
                 self.assertIn("never\n", ended.stdout)
                 for arguments, said in [
                     (("--match", "{namespace=prod}"), "answers 400 .*: .*parse error"),
-                    (("--match", '{namespace="nowhere"}'), "there is no counter python_popcon_library_used that matches"),
+                    (
+                        ("--match", '{namespace="nowhere"}'),
+                        "there is no counter python_popcon_library_used that matches",
+                    ),
                     (("--metric", "python_popcon"), "there is no counter python_popcon "),
                 ]:
                     ended = self.usage(*window, *arguments, "--unused")
@@ -3171,7 +3209,10 @@ class TestUsage(Case):
                     self.assertRegex(ended.stderr, rf"^popcon: [^\n]*{said}[^\n]*\n$")
                 # Its own metrics, as they are now.
                 ended = self.usage("--metrics", metrics.url, "--json")
-                self.assertEqual({row["library"]: row["processes"] for row in json.loads(ended.stdout) if row["processes"]}, {"twice": 1})
+                self.assertEqual(
+                    {row["library"]: row["processes"] for row in json.loads(ended.stdout) if row["processes"]},
+                    {"twice": 1},
+                )
 
     @contextlib.contextmanager
     def prometheus(self, *targets: str) -> Iterator[str]:
@@ -3217,7 +3258,15 @@ class TestUsage(Case):
 
     @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, the python of an environment with packaging")
     def test_nothing_that_stays_needs_what_can_go_in_a_large_environment(self) -> None:
-        used = {"pandas": 3, "scikit-learn": 2, "matplotlib": 1, "requests": 1, "google-cloud-storage": 1, "ruamel-yaml": 1, "spacy": 1}
+        used = {
+            "pandas": 3,
+            "scikit-learn": 2,
+            "matplotlib": 1,
+            "requests": 1,
+            "google-cloud-storage": 1,
+            "ruamel-yaml": 1,
+            "spacy": 1,
+        }
         for before in ("pass", "import popcon; popcon.setup_reporter()"):
             tell = ["-c", f"{before}; import popcon; popcon.main()", "usage", "--metrics", self.counted(**used)]
 
