@@ -1545,11 +1545,21 @@ def remove(paths: "Iterable[str]") -> list[str]:
     return gone
 
 
+def unclaimed(made: list[str]) -> list[str]:
+    """Return the paths without those that are somebody else's by now: an activation file, popcon.py and its bytecode."""
+    activating = activation_files((3, 17)) | activation_files((3, 18))
+    foreign = {path for path in made if path in activating and os.path.lexists(path) and made_by_install(path) is None}
+    library = [path for path in made if os.path.basename(path) == "popcon.py"]
+    if libraries(dict.fromkeys(library, "popcon"))[0]:  # pip has installed it in the meantime
+        foreign |= {*library, *(path for path in made if path.endswith(".pyc"))}
+    return [path for path in made if path not in foreign]
+
+
 def clean_up() -> list[str]:
     """Remove what an install() that was killed has made, print and return it."""
     gone = []
     for journal in journals():
-        gone += remove(made_by_install(journal) or ()) + remove([journal])
+        gone += remove(unclaimed(made_by_install(journal) or [])) + remove([journal])
     for path in gone:
         print(f"removed {path}, left by an install that was cut short")
     return gone
@@ -1568,12 +1578,12 @@ def uninstall() -> int:
             made += listed
         elif os.path.lexists(path):
             lines.append(f"left {path}: popcon did not write it")
-    library = [path for path in made if os.path.basename(path) == "popcon.py"]
-    if libraries(dict.fromkeys(library, "popcon"))[0]:  # pip has installed it in the meantime
-        lines.append(f"left {', '.join(library)}: it belongs to an installed library")
-        made = [path for path in made if path not in library and not path.endswith(".pyc")]
+    ours = unclaimed(made)
+    for path in dict.fromkeys(made):
+        if path not in ours and path.endswith(".py"):
+            lines.append(f"left {path}: it belongs to an installed library")
     # Activation files last: as long as they are there, it can be tried again.
-    lines += [f"removed {path}" for path in remove([*made, *activating])]
+    lines += [f"removed {path}" for path in remove([*ours, *activating])]
     if not activating and not gone:
         lines.append(f"nothing to do: `python -m popcon install` has written nothing in {sys.prefix}")
     print(*lines, sep="\n")  # at last, for who reads it may be gone

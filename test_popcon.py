@@ -1707,6 +1707,13 @@ class TestInstall(Case):
         self.assertIn("it belongs to an installed library", out)
         self.assertTrue((self.purelib / "popcon.py").exists())
         self.assertFalse(self.startup.exists())
+        journal = self.prefix / "popcon-install.unfinished"
+        self.write(self.purelib, {"popcon.pth": "# somebody else's"})
+        theirs = [self.purelib / "popcon.py", self.purelib / "popcon.pth"]
+        lines = [f"{popcon.MADE}{path.relative_to(self.prefix)}\n" for path in theirs]
+        journal.write_text(f"{popcon.MARK}\n{''.join(lines)}")
+        self.assertEqual(self.run_in_it("-m", "popcon", "uninstall", cwd=self.own)[::2], (0, ""))
+        self.assertEqual((journal.exists(), [path.exists() for path in theirs]), (False, [True, True]))
 
     def test_uninstall_removes_all_bytecode_of_the_copy_that_install_made(self) -> None:
         for cache in (False, True):
