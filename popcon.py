@@ -39,6 +39,7 @@ import sys
 from _frozen_importlib import ModuleSpec
 from _frozen_importlib_external import PathFinder
 
+# Annotations of more than a name are quoted, so that no process has to evaluate them.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -81,7 +82,7 @@ def _odd_namespace(name: str, module: object, lazy: object) -> "Mapping[str, Any
     return namespace
 
 
-def executed_files(modules: "Mapping[Any, object]") -> dict[str, str]:
+def executed_files(modules: "Mapping[Any, object]") -> "dict[str, str]":
     """Map the file of every executed module to the module's dotted name.
 
     Takes a copy of sys.modules. Leaves the standard library out. A module without a file, from a loader of somebody's
@@ -131,7 +132,7 @@ def _is_custom(loader: object) -> bool:
 # ---- files -> the libraries that own them -------------------------------------
 
 
-def libraries(*groups: "Mapping[str, str]") -> list[set[str]]:
+def libraries(*groups: "Mapping[str, str]") -> "list[set[str]]":
     """Return for each group of files the names of the libraries that own one of them.
 
     Takes mappings as executed_files() makes them; all are answered in one pass
@@ -185,18 +186,18 @@ def libraries(*groups: "Mapping[str, str]") -> list[set[str]]:
     return found
 
 
-def import_path() -> list[str]:
+def import_path() -> "list[str]":
     """Return what of sys.path can name a folder; a program may put anything there."""
     return [entry for entry in sys.path if type(entry) is str and "\0" not in entry] if type(sys.path) is list else []
 
 
-def metadata_folders(folder: str, entries: list[str]) -> list[str]:
+def metadata_folders(folder: str, entries: "list[str]") -> "list[str]":
     """Return the paths of the metadata folders or files (PEP 376) among the entries of the folder."""
     infos = [f"{folder}{os.sep}{entry}" for entry in entries if entry.lower().endswith((".dist-info", ".egg-info"))]
     return [*infos, f"{folder}{os.sep}EGG-INFO"] if folder.endswith(".egg") else infos
 
 
-def installed_metadata() -> list[str]:
+def installed_metadata() -> "list[str]":
     """Return the metadata folders or files in all folders of sys.path."""
     infos = []
     for folder in import_path():
@@ -207,7 +208,7 @@ def installed_metadata() -> list[str]:
     return infos
 
 
-def _folder_owners(folder: str, entries: list[str], groups: list[list[str]]) -> list[set[str]]:
+def _folder_owners(folder: str, entries: "list[str]", groups: "list[list[str]]") -> "list[set[str]]":
     """Answer libraries() for a folder and paths relative to it."""
     wanted = [
         sorted([f"{path},".replace(os.sep, "/").encode("utf-8", "surrogatepass") for path in group]) for group in groups
@@ -248,7 +249,7 @@ def _folder_owners(folder: str, entries: list[str], groups: list[list[str]]) -> 
     return found
 
 
-def _line_start(starts: set[bytes]) -> "Callable[[bytes], object]":
+def _line_start(starts: "set[bytes]") -> "Callable[[bytes], object]":
     """Return a function that finds whether a line of a RECORD may begin with one of these four bytes, or a quote.
 
     By this most libraries are known not to matter. It is wrong about some that record_lines()
@@ -266,7 +267,7 @@ def _line_start(starts: set[bytes]) -> "Callable[[bytes], object]":
     return lambda record: record[:4] in starts or record[:1] == b'"' or search(record)
 
 
-def record_lines(record: bytes) -> list[bytes]:
+def record_lines(record: bytes) -> "list[bytes]":
     """Return the sorted lines of a RECORD, each a path and a comma, then anything."""
     if b'"' in record or b"," not in record:  # never so as pip writes it
         rows = standard("csv").reader(record.decode("utf-8", "surrogateescape").splitlines())
@@ -277,7 +278,7 @@ def record_lines(record: bytes) -> list[bytes]:
     return lines
 
 
-def _meet(lines: list[bytes], wanted: list[bytes], bisect: "Callable[..., int]") -> bool:
+def _meet(lines: "list[bytes]", wanted: "list[bytes]", bisect: "Callable[..., int]") -> bool:
     """Tell whether a wanted path, comma included, begins one of the lines; both are sorted.
 
     Each leaps to the other's next entry, so that a RECORD of ten thousand lines
@@ -322,7 +323,7 @@ def normalized(name: str) -> str:
     return "-".join(filter(None, words)) if "".join(words).isalnum() else ""
 
 
-def _owners_by_name(infos: list[str], paths: list[str]) -> set[str]:
+def _owners_by_name(infos: "list[str]", paths: "list[str]") -> "set[str]":
     """Return the owners of the paths among libraries that have no RECORD.
 
     top_level.txt says which modules they have; where that is missing too, their
@@ -368,7 +369,7 @@ def _flat(path: str) -> str:
     return path.lower().replace("_", "-").replace(".", "-").replace("/", "-")
 
 
-def _owners_by_dpkg(paths: "Iterable[str]", names: dict[str, str]) -> dict[str, set[str]]:
+def _owners_by_dpkg(paths: "Iterable[str]", names: "dict[str, str]") -> "dict[str, set[str]]":
     """Return the libraries that come in one package of Debian's with the path, by dpkg's own lists.
 
     Takes paths relative to a folder, and the names of the metadata folders in it.
@@ -392,7 +393,7 @@ def _owners_by_dpkg(paths: "Iterable[str]", names: dict[str, str]) -> dict[str, 
     return owners
 
 
-def _archive_owners(archive: str, groups: list[list[str]]) -> list[set[str]]:
+def _archive_owners(archive: str, groups: "list[list[str]]") -> "list[set[str]]":
     """Answer libraries() for a zip file and paths relative to it."""
     metadata = standard("importlib.metadata")
     found: list[set[str]] = [set() for _ in groups]
@@ -412,7 +413,7 @@ def _archive_owners(archive: str, groups: list[list[str]]) -> list[set[str]]:
     return found
 
 
-def _virtual_owners(groups: list[list[str]]) -> list[set[str]]:
+def _virtual_owners(groups: "list[list[str]]") -> "list[set[str]]":
     """Answer libraries() for modules without a file, that a loader of somebody's own made."""
     found: list[set[str]] = [set() for _ in groups]
     tops = [{name.partition(".")[0] for name in group} for group in groups]
@@ -484,7 +485,7 @@ def standard(name: str) -> "Any":
 # ---- what a library requires ----------------------------------------------------
 
 
-def required(names: "Iterable[str]") -> set[str]:
+def required(names: "Iterable[str]") -> "set[str]":
     """Return the names of libraries with those of all that they require here, transitively.
 
     Reads Requires-Dist of what is installed in the folders of sys.path. Markers are
@@ -511,7 +512,7 @@ def required(names: "Iterable[str]") -> set[str]:
     return {name for name, _ in queue}
 
 
-def requirement(text: str, extra: str = "") -> list[tuple[str, str]]:
+def requirement(text: str, extra: str = "") -> "list[tuple[str, str]]":
     """Return (name, "") and (name, extra) for each extra, of a requirement as PEP 508 writes it.
 
     Empty if its marker is false in this environment and with this extra. Raises ValueError.
@@ -722,7 +723,7 @@ def statsd_line(library: str, prefix: str, rate: str = "1") -> bytes:
     return f"{prefix}.{library}:1|c{'' if float(rate) == 1 else '|@' + rate}".encode("ascii")
 
 
-def datagrams(lines: "Iterable[bytes]") -> list[bytes]:
+def datagrams(lines: "Iterable[bytes]") -> "list[bytes]":
     """Join the lines, a newline between, to as few datagrams of at most DATAGRAM bytes."""
     packed: list[bytes] = []
     for line in lines:
@@ -819,7 +820,7 @@ def probe(family: int, address: "Any", query: bytes, patience: float) -> None:
         prober.close()
 
 
-def send(packets: list[bytes], host: str, port: int) -> None:
+def send(packets: "list[bytes]", host: str, port: int) -> None:
     """Send the datagrams to the first of the host's addresses that takes them. Raises OSError."""
     socket = standard("_socket")
     packets = packets[::-1]
@@ -870,7 +871,7 @@ class Reporter:
         self.seen, self.used = {}, set()
         self.last = self.newest()
 
-    def newest(self) -> tuple[int, object]:
+    def newest(self) -> "tuple[int, object]":
         """Return what changes when a module is loaded."""
         return len(sys.modules), next(reversed(sys.modules), None)
 
@@ -900,7 +901,7 @@ class Reporter:
             self.used |= found - self.baseline_libraries
             self.seen.update(new)
 
-    def report(self, last_chance: bool = False) -> list[str]:
+    def report(self, last_chance: bool = False) -> "list[str]":
         """Send what was used and not sent yet, and return it. Raises OSError or ValueError."""
         if os.environ.get("DO_NOT_TRACK", "0") != "0":
             debug("nothing sent: DO_NOT_TRACK is set")
@@ -967,7 +968,7 @@ def setup_reporter() -> None:
         debug(f"not set up: {error!r}")
 
 
-def used_libraries() -> set[str]:
+def used_libraries() -> "set[str]":
     """Return the names of the libraries used since the baseline, sent or not.
 
     Without setup_reporter() the baseline is empty: all that is loaded counts.
@@ -976,7 +977,7 @@ def used_libraries() -> set[str]:
     return set(_reporter.used)
 
 
-def report() -> list[str]:
+def report() -> "list[str]":
     """Send now what was not sent yet, and return the names that were sent.
 
     For a server that never exits, or a hook of one's own. Every library is sent once
@@ -986,7 +987,7 @@ def report() -> list[str]:
     return _report()
 
 
-def _report(last_chance: bool = False) -> list[str]:
+def _report(last_chance: bool = False) -> "list[str]":
     if not _reporter.lock.acquire(timeout=PATIENCE):
         return []  # another thread is at it
     try:
