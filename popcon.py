@@ -886,11 +886,9 @@ class Reporter:
 
     def update(self) -> None:
         """Find the owners of what was loaded since the last time."""
-        new = {
-            file: name
-            for file, name in executed_files(dict(sys.modules)).items()
-            if file not in self.baseline and file not in self.seen
-        }
+        new = executed_files(dict(sys.modules))
+        for file in self.baseline.keys() | self.seen.keys():
+            new.pop(file, None)
         if new:
             if self.baseline_libraries is None:
                 found, self.baseline_libraries = libraries(new, self.baseline)
@@ -899,7 +897,8 @@ class Reporter:
             else:
                 (found,) = libraries(new)
             self.used |= found - self.baseline_libraries
-            self.seen.update(new)
+            new.update(self.seen)
+            self.seen = new
 
     def report(self, last_chance: bool = False) -> "list[str]":
         """Send what was used and not sent yet, and return it. Raises OSError or ValueError."""
