@@ -41,6 +41,7 @@ import sys
 from _frozen_importlib import ModuleSpec
 from _frozen_importlib_external import PathFinder
 
+# Annotations of more than a name are quoted, so that no process has to evaluate them.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -83,7 +84,7 @@ def _odd_namespace(name: str, module: object, lazy: object) -> "Mapping[str, Any
     return namespace
 
 
-def executed_files(modules: "Mapping[Any, object]") -> dict[str, str]:
+def executed_files(modules: "Mapping[Any, object]") -> "dict[str, str]":
     """Map the file of every executed module to the module's dotted name.
 
     Takes a copy of sys.modules. Leaves the standard library out. A module without a file, from a loader of somebody's
@@ -133,7 +134,7 @@ def _is_custom(loader: object) -> bool:
 # ---- files -> the libraries that own them -------------------------------------
 
 
-def libraries(*groups: "Mapping[str, str]") -> list[set[str]]:
+def libraries(*groups: "Mapping[str, str]") -> "list[set[str]]":
     """Return for each group of files the names of the libraries that own one of them.
 
     Takes mappings as executed_files() makes them; all are answered in one pass
@@ -187,18 +188,18 @@ def libraries(*groups: "Mapping[str, str]") -> list[set[str]]:
     return found
 
 
-def import_path() -> list[str]:
+def import_path() -> "list[str]":
     """Return what of sys.path can name a folder; a program may put anything there."""
     return [entry for entry in sys.path if type(entry) is str and "\0" not in entry] if type(sys.path) is list else []
 
 
-def metadata_folders(folder: str, entries: list[str]) -> list[str]:
+def metadata_folders(folder: str, entries: "list[str]") -> "list[str]":
     """Return the paths of the metadata folders or files (PEP 376) among the entries of the folder."""
     infos = [f"{folder}{os.sep}{entry}" for entry in entries if entry.lower().endswith((".dist-info", ".egg-info"))]
     return [*infos, f"{folder}{os.sep}EGG-INFO"] if folder.endswith(".egg") else infos
 
 
-def installed_metadata() -> list[str]:
+def installed_metadata() -> "list[str]":
     """Return the metadata folders or files in all folders of sys.path."""
     infos = []
     for folder in import_path():
@@ -209,7 +210,7 @@ def installed_metadata() -> list[str]:
     return infos
 
 
-def _folder_owners(folder: str, entries: list[str], groups: list[list[str]]) -> list[set[str]]:
+def _folder_owners(folder: str, entries: "list[str]", groups: "list[list[str]]") -> "list[set[str]]":
     """Answer libraries() for a folder and paths relative to it."""
     wanted = [
         sorted([f"{path},".replace(os.sep, "/").encode("utf-8", "surrogatepass") for path in group]) for group in groups
@@ -250,7 +251,7 @@ def _folder_owners(folder: str, entries: list[str], groups: list[list[str]]) -> 
     return found
 
 
-def _line_start(starts: set[bytes]) -> "Callable[[bytes], object]":
+def _line_start(starts: "set[bytes]") -> "Callable[[bytes], object]":
     """Return a function that finds whether a line of a RECORD may begin with one of these four bytes, or a quote.
 
     By this most libraries are known not to matter. It is wrong about some that record_lines()
@@ -268,7 +269,7 @@ def _line_start(starts: set[bytes]) -> "Callable[[bytes], object]":
     return lambda record: record[:4] in starts or record[:1] == b'"' or search(record)
 
 
-def record_lines(record: bytes) -> list[bytes]:
+def record_lines(record: bytes) -> "list[bytes]":
     """Return the sorted lines of a RECORD, each a path and a comma, then anything."""
     if b'"' in record or b"," not in record:  # never so as pip writes it
         rows = standard("csv").reader(record.decode("utf-8", "surrogateescape").splitlines())
@@ -279,7 +280,7 @@ def record_lines(record: bytes) -> list[bytes]:
     return lines
 
 
-def _meet(lines: list[bytes], wanted: list[bytes], bisect: "Callable[..., int]") -> bool:
+def _meet(lines: "list[bytes]", wanted: "list[bytes]", bisect: "Callable[..., int]") -> bool:
     """Tell whether a wanted path, comma included, begins one of the lines; both are sorted.
 
     Each leaps to the other's next entry, so that a RECORD of ten thousand lines
@@ -324,7 +325,7 @@ def normalized(name: str) -> str:
     return "-".join(filter(None, words)) if "".join(words).isalnum() else ""
 
 
-def _owners_by_name(infos: list[str], paths: list[str]) -> set[str]:
+def _owners_by_name(infos: "list[str]", paths: "list[str]") -> "set[str]":
     """Return the owners of the paths among libraries that have no RECORD.
 
     top_level.txt says which modules they have; where that is missing too, their
@@ -370,7 +371,7 @@ def _flat(path: str) -> str:
     return path.lower().replace("_", "-").replace(".", "-").replace("/", "-")
 
 
-def _owners_by_dpkg(paths: "Iterable[str]", names: dict[str, str]) -> dict[str, set[str]]:
+def _owners_by_dpkg(paths: "Iterable[str]", names: "dict[str, str]") -> "dict[str, set[str]]":
     """Return the libraries that come in one package of Debian's with the path, by dpkg's own lists.
 
     Takes paths relative to a folder, and the names of the metadata folders in it.
@@ -394,7 +395,7 @@ def _owners_by_dpkg(paths: "Iterable[str]", names: dict[str, str]) -> dict[str, 
     return owners
 
 
-def _archive_owners(archive: str, groups: list[list[str]]) -> list[set[str]]:
+def _archive_owners(archive: str, groups: "list[list[str]]") -> "list[set[str]]":
     """Answer libraries() for a zip file and paths relative to it."""
     metadata = standard("importlib.metadata")
     found: list[set[str]] = [set() for _ in groups]
@@ -414,7 +415,7 @@ def _archive_owners(archive: str, groups: list[list[str]]) -> list[set[str]]:
     return found
 
 
-def _virtual_owners(groups: list[list[str]]) -> list[set[str]]:
+def _virtual_owners(groups: "list[list[str]]") -> "list[set[str]]":
     """Answer libraries() for modules without a file, that a loader of somebody's own made."""
     found: list[set[str]] = [set() for _ in groups]
     tops = [{name.partition(".")[0] for name in group} for group in groups]
@@ -490,7 +491,7 @@ def required(
     names: "Iterable[str]",
     infos: "Mapping[str, str] | None" = None,
     others: "Mapping[str, Iterable[str]] | None" = None,
-) -> dict[str, set[str]]:
+) -> "dict[str, set[str]]":
     """Map the names of libraries, and of all that they require here, transitively, to those that require them.
 
     Takes where the metadata of each library are, unless in the folders of sys.path, and what
@@ -521,14 +522,14 @@ def required(
     return found
 
 
-def metadata(info: str) -> list[tuple[str, str]]:
+def metadata(info: str) -> "list[tuple[str, str]]":
     """Return the fields of the metadata (core metadata specification), names in lower case, without the description."""
     text = _read(f"{info}{os.sep}METADATA") or _read(f"{info}{os.sep}PKG-INFO") or _read(info)
     lines = text.replace(b"\r", b"").partition(b"\n\n")[0].decode("utf-8", "replace").split("\n")
     return [(field.lower(), value.strip()) for field, _, value in (line.partition(":") for line in lines)]
 
 
-def requirements(info: str) -> list[str]:
+def requirements(info: str) -> "list[str]":
     """Return what the metadata require, as PEP 508 writes it; of an egg-info also from its requires.txt."""
     found = [value for field, value in metadata(info) if field == "requires-dist"]
     if not found:
@@ -542,7 +543,7 @@ def requirements(info: str) -> list[str]:
     return found
 
 
-def requirement(text: str, extra: str = "") -> list[tuple[str, str]]:
+def requirement(text: str, extra: str = "") -> "list[tuple[str, str]]":
     """Return (name, "") and (name, extra) for each extra, of a requirement as PEP 508 writes it.
 
     Empty if its marker is false in this environment and with this extra. Raises ValueError.
@@ -753,7 +754,7 @@ def statsd_line(library: str, prefix: str, rate: str = "1") -> bytes:
     return f"{prefix}.{library}:1|c{'' if float(rate) == 1 else '|@' + rate}".encode("ascii")
 
 
-def datagrams(lines: "Iterable[bytes]") -> list[bytes]:
+def datagrams(lines: "Iterable[bytes]") -> "list[bytes]":
     """Join the lines, a newline between, to as few datagrams of at most DATAGRAM bytes."""
     packed: list[bytes] = []
     for line in lines:
@@ -855,7 +856,7 @@ def probe(family: int, address: "Any", query: bytes, patience: float) -> None:
         prober.close()
 
 
-def send(packets: list[bytes], host: str, port: int) -> None:
+def send(packets: "list[bytes]", host: str, port: int) -> None:
     """Send the datagrams to the first of the host's addresses that takes them. Raises OSError."""
     socket = standard("_socket")
     packets = packets[::-1]
@@ -906,7 +907,7 @@ class Reporter:
         self.seen, self.used = {}, set()
         self.last = self.newest()
 
-    def newest(self) -> tuple[int, object]:
+    def newest(self) -> "tuple[int, object]":
         """Return what changes when a module is loaded."""
         return len(sys.modules), next(reversed(sys.modules), None)
 
@@ -921,11 +922,9 @@ class Reporter:
 
     def update(self) -> None:
         """Find the owners of what was loaded since the last time."""
-        new = {
-            file: name
-            for file, name in executed_files(dict(sys.modules)).items()
-            if file not in self.baseline and file not in self.seen
-        }
+        new = executed_files(dict(sys.modules))
+        for file in self.baseline.keys() | self.seen.keys():
+            new.pop(file, None)
         if new:
             if self.baseline_libraries is None:
                 found, self.baseline_libraries = libraries(new, self.baseline)
@@ -934,9 +933,10 @@ class Reporter:
             else:
                 (found,) = libraries(new)
             self.used |= found - self.baseline_libraries
-            self.seen.update(new)
+            new.update(self.seen)
+            self.seen = new
 
-    def report(self, last_chance: bool = False) -> list[str]:
+    def report(self, last_chance: bool = False) -> "list[str]":
         """Send what was used and not sent yet, and return it. Raises OSError or ValueError."""
         if os.environ.get("DO_NOT_TRACK", "0") != "0":
             debug("nothing sent: DO_NOT_TRACK is set")
@@ -1003,7 +1003,7 @@ def setup_reporter() -> None:
         debug(f"not set up: {error!r}")
 
 
-def used_libraries() -> set[str]:
+def used_libraries() -> "set[str]":
     """Return the names of the libraries used since the baseline, sent or not.
 
     Without setup_reporter() the baseline is empty: all that is loaded counts.
@@ -1012,7 +1012,7 @@ def used_libraries() -> set[str]:
     return set(_reporter.used)
 
 
-def report() -> list[str]:
+def report() -> "list[str]":
     """Send now what was not sent yet, and return the names that were sent.
 
     For a server that never exits, or a hook of one's own. Every library is sent once
@@ -1022,7 +1022,7 @@ def report() -> list[str]:
     return _report()
 
 
-def _report(last_chance: bool = False) -> list[str]:
+def _report(last_chance: bool = False) -> "list[str]":
     if not _reporter.lock.acquire(timeout=PATIENCE):
         return []  # another thread is at it
     try:
@@ -1155,7 +1155,9 @@ def _trial(program: "Callable[[str], list[str]]") -> "tuple[Any, bytes]":
         receiver.close()
 
 
-def _run_child(arguments: list[str], environ: dict[str, str], folder: str, descriptors: tuple[int, ...] = ()) -> "Any":
+def _run_child(
+    arguments: "list[str]", environ: "dict[str, str]", folder: str, descriptors: "tuple[int, ...]" = ()
+) -> "Any":
     """Run this interpreter as it was run, with other arguments, and return what subprocess.run() returns."""
     if not sys.executable:
         raise OSError("this Python does not know its own executable")
@@ -1376,7 +1378,7 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
 PTH = """import sys; exec("try: import popcon; popcon.setup_reporter()\\nexcept Exception: pass")\n"""
 
 
-def activation_files(version: "tuple[int, ...]" = sys.version_info[:2]) -> dict[str, str]:
+def activation_files(version: "tuple[int, ...]" = sys.version_info[:2]) -> "dict[str, str]":
     """Map the paths of the activation files of this environment to what they run; the first is IPython's.
 
     From Python 3.18 on, import lines in .pth files are ignored, and .start files
@@ -1405,7 +1407,7 @@ def listing(made: "Iterable[str]") -> bytes:
     return os.fsencode("\n".join([MARK, REMOVE, *(MADE + os.path.relpath(path, sys.prefix) for path in made), ""]))
 
 
-def journals() -> list[str]:
+def journals() -> "list[str]":
     """Return where install() may list what it is about to make, while it does: in a folder that was there before."""
     parts = ("etc", "ipython", "startup")
     return [os.path.join(sys.prefix, *parts[:depth], "popcon-install.unfinished") for depth in range(4)]
@@ -1496,7 +1498,7 @@ def imported_popcon() -> str:
     return os.fsdecode((child.stdout + b"\0\0").split(b"\0")[1])
 
 
-def missing(path: str) -> list[str]:
+def missing(path: str) -> "list[str]":
     """Return the path and the folders above it, the highest first, as far as they are not there."""
     return [] if os.path.lexists(path) else [*missing(os.path.dirname(path)), path]
 
@@ -1515,7 +1517,7 @@ def write(path: str, content: bytes) -> None:
         raise
 
 
-def remove(paths: "Iterable[str]") -> list[str]:
+def remove(paths: "Iterable[str]") -> "list[str]":
     """Remove files, then folders that are empty by then; return what is gone. Raises SystemExit with a sentence.
 
     With popcon.py goes its bytecode, and with each file what a write that was cut short left beside it.
@@ -1545,7 +1547,7 @@ def remove(paths: "Iterable[str]") -> list[str]:
     return gone
 
 
-def unclaimed(made: list[str]) -> list[str]:
+def unclaimed(made: "list[str]") -> "list[str]":
     """Return the paths without those that are somebody else's by now: an activation file, popcon.py and its bytecode."""
     activating = activation_files((3, 17)) | activation_files((3, 18))
     foreign = {path for path in made if path in activating and os.path.lexists(path) and made_by_install(path) is None}
@@ -1555,7 +1557,7 @@ def unclaimed(made: list[str]) -> list[str]:
     return [path for path in made if path not in foreign]
 
 
-def clean_up() -> list[str]:
+def clean_up() -> "list[str]":
     """Remove what an install() that was killed has made, print and return it."""
     gone = []
     for journal in journals():
@@ -1696,7 +1698,7 @@ def _say_what_would_be_sent(known: "set[str] | None") -> None:
         sys.stderr = None  # Python would try it again, and change the exit status
 
 
-def explanation(loaded: "Mapping[str, object]", known: set[str]) -> list[str]:
+def explanation(loaded: "Mapping[str, object]", known: "set[str]") -> "list[str]":
     """Return a line for each top-level module loaded that is not known: whose it is, or why it is nobody's.
 
     Goes by what Reporter.update() has found.
@@ -1832,7 +1834,7 @@ def metric_name(prefix: str) -> str:
     return "_".join(words).replace("-", "_")
 
 
-def _header(text: str) -> tuple[str, str]:
+def _header(text: str) -> "tuple[str, str]":
     """Return name and value of an HTTP header (RFC 9110); raise ValueError, which never shows a secret."""
     name, colon, value = (part.strip() for part in text.partition(":"))
     if not colon or not _made_of(name, "-_") or not (value.isascii() and value.isprintable()):
@@ -1840,7 +1842,7 @@ def _header(text: str) -> tuple[str, str]:
     return name, value
 
 
-def fetch(url: str, headers: dict[str, str], form: "Mapping[str, object] | None" = None) -> str:
+def fetch(url: str, headers: "dict[str, str]", form: "Mapping[str, object] | None" = None) -> str:
     """Return what an HTTP server answers to a GET, or to a POST of a long form. Raises OSError with a sentence.
 
     Follows no redirect: what it leads to is a log-in page, and the headers may hold a secret.
@@ -1885,7 +1887,7 @@ def fetch(url: str, headers: dict[str, str], form: "Mapping[str, object] | None"
     return text.decode("utf-8", "replace")
 
 
-def prometheus(url: str, headers: dict[str, str]) -> "Callable[..., Any]":
+def prometheus(url: str, headers: "dict[str, str]") -> "Callable[..., Any]":
     """Return a function that asks Prometheus' HTTP API at the URL, under which api/v1 lies.
 
     It takes a PromQL expression and `time`, or `start`, `end` and `step`, in seconds. It returns
@@ -2036,7 +2038,7 @@ def _range(start: float, end: float) -> str:
     return f"[{max(1, round((end - start) * 1000))}ms]"
 
 
-def counts_at_exporter(source: str, headers: dict[str, str], metric: str) -> "tuple[dict[str, float], float | None]":
+def counts_at_exporter(source: str, headers: "dict[str, str]", metric: str) -> "tuple[dict[str, float], float | None]":
     """Return what statsd_exporter has counted of each library, and since when, None if that is not told.
 
     Takes the URL of its metrics or a file that they were saved in, in Prometheus' text format.
@@ -2363,7 +2365,7 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def _show_progress(doing: list[str]) -> "Callable[[], None]":
+def _show_progress(doing: "list[str]") -> "Callable[[], None]":
     """Say on a terminal what is being done, if it takes longer than a second; return what ends it."""
     if not (sys.stderr and sys.stderr.isatty()):
         return lambda: None
