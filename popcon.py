@@ -1463,12 +1463,14 @@ def install(
             lines.append(f"wrote {library}")
         if compiled in made:
             try:
+                make_folder(os.path.dirname(compiled))
                 standard("py_compile").compile(source, doraise=True)
+                os.chmod(compiled, os.stat(source).st_mode & 0o666)
                 lines.append(f"wrote {compiled}")
             except OSError as error:
                 lines.append(f"warning: every start will compile {source} anew: {error}")
         for path in files:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            make_folder(os.path.dirname(path))
         head = listing(dict.fromkeys(listed + [path for path in made if os.path.exists(path)]))
         for path in sorted(files, key=os.path.exists):  # those that can be undone first
             content = head + files[path].encode()
@@ -1503,13 +1505,27 @@ def missing(path: str) -> "list[str]":
     return [] if os.path.lexists(path) else [*missing(os.path.dirname(path)), path]
 
 
+def make_folder(path: str) -> None:
+    """Make a folder and those above it, as far as they are not there. Raises OSError.
+
+    Whoever may look into the folder above may look into it, whatever the umask says: those who use the environment.
+    """
+    for folder in missing(path):
+        os.mkdir(folder)
+        os.chmod(folder, os.stat(os.path.dirname(folder)).st_mode & 0o7777)
+
+
 def write(path: str, content: bytes) -> None:
-    """Let a file appear whole, in place of what was there, and the folders above it. Raises OSError."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    """Let a file appear whole, in place of what was there, readable for whoever may look into its folder.
+
+    Raises OSError.
+    """
+    make_folder(os.path.dirname(path))
     unfinished = f"{path}.{os.getpid()}"
     try:
         with open(unfinished, "wb") as file:
             file.write(content)
+        os.chmod(unfinished, os.stat(os.path.dirname(path)).st_mode & 0o666)
         os.replace(unfinished, path)
     except OSError as error:
         remove([unfinished])

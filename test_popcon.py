@@ -1530,7 +1530,8 @@ class TestInstall(Case):
 
     def test_what_was_cut_short_is_never_seen(self) -> None:
         """Whoever looks meanwhile finds a file whole, or none."""
-        with mock.patch("builtins.open", mock.mock_open()) as opened, mock.patch("os.replace") as replace:
+        opener = mock.patch("builtins.open", mock.mock_open())
+        with opener as opened, mock.patch("os.replace") as replace, mock.patch("os.chmod"):
             popcon.write(str(self.own / "popcon.pth"), b"x")
         (name, _), _ = opened.call_args
         self.assertNotEqual(Path(name).suffix, ".pth")
@@ -1610,6 +1611,17 @@ class TestInstall(Case):
         (self.purelib / "popcon.py").write_text("def setup_reporter(): pass")
         before = self.state()
         self.assertIn("another copy of popcon", refused("popcon.py", "install"))
+
+    @unittest.skipUnless(hasattr(os, "geteuid"), "needs permissions")
+    def test_who_uses_the_environment_can_read_what_install_wrote_whatever_the_umask(self) -> None:
+        before = self.state()
+        self.addCleanup(os.umask, os.umask(0o077))
+        self.assertEqual(self.run_in_it("popcon.py", "install", "--vendor", "--all-processes")[0], 0)
+        made = self.state().keys() - before.keys()
+        self.assertEqual(len(made), 8)
+        for path in made:
+            mode = os.stat(path).st_mode & 0o777
+            self.assertEqual(oct(mode), oct(0o755 if os.path.isdir(path) else 0o644), path)
 
     @unittest.skipUnless(hasattr(os, "geteuid"), "needs permissions")
     def test_a_user_who_may_not_write_is_told_so(self) -> None:
