@@ -203,8 +203,9 @@ def installed_metadata() -> "list[str]":
     """Return the metadata folders or files in all folders of sys.path."""
     infos = []
     for folder in import_path():
+        folder = folder or os.curdir
         try:
-            infos += metadata_folders(folder, os.listdir(folder or "."))
+            infos += metadata_folders(folder, os.listdir(folder))
         except OSError:
             pass  # an archive, or not there
     return infos
