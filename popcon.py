@@ -1867,15 +1867,17 @@ def fetch(url: str, headers: dict[str, str], form: "Mapping[str, object] | None"
                 text += chunk
                 if clock() > end or len(text) > 1 << 28:
                     raise OSError("its answer does not end")
+            if answer.length:  # what Content-Length says is still to come
+                raise OSError("its answer is cut off")
     except request.HTTPError as error:
-        text = error.read1(1 << 16)
         if error.headers.get("Location"):
             why = f"redirects to {error.headers['Location']}; does it want a --header 'Authorization: ...'?"
         else:
             why = f"answers {error.code} {error.reason}"
             try:
+                text = error.read1(1 << 16)
                 why += f": {standard('json').loads(text)['error']}"  # as Prometheus says what is wrong
-            except (ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, http.HTTPException):
                 pass
         raise OSError(f"{url} {why}") from None
     except (OSError, ValueError, http.HTTPException) as error:
@@ -2053,12 +2055,12 @@ def counts_at_exporter(source: str, headers: dict[str, str], metric: str) -> "tu
     counts: dict[str, float] = {}
     since, is_known = None, False
     sample = re.compile(r'([a-zA-Z_:][\w:]*)(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+([^\s#]+)')
-    for line in text.splitlines():
+    for line in text.split("\n"):  # and nowhere else: a label may hold anything
         found = sample.match(line)
         is_known |= found is not None
         try:
             if found and found[1] == "process_start_time_seconds":
-                since = _number(found[3])
+                since = max(since or 0.0, _number(found[3]))  # of several exporters in one file
             elif found and found[1] == metric:
                 label = re.search(r'(?:^|,)\s*library="([\w.-]*)"', found[2] or "")
                 name = normalized(label[1]) if label else ""
@@ -2068,6 +2070,8 @@ def counts_at_exporter(source: str, headers: dict[str, str], metric: str) -> "tu
             raise OSError(f"{source} is no list of metrics: {line[:80]!r}") from None
     if not is_known:
         raise OSError(f"{source} is no list of metrics, but begins {' '.join(text[:60].split())!r}")
+    if not text.endswith("\n"):  # as the format wants it
+        raise OSError(f"{source} is cut off: its last line does not end")
     return counts, since
 
 

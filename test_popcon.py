@@ -2906,16 +2906,38 @@ class TestUsage(Case):
         self.assertEqual((ended.returncode, ended.stdout), (1, ""))
         self.assertIn("not known since when", ended.stderr)
 
+    def test_what_is_cut_off_is_no_list_of_metrics(self) -> None:
+        whole = Path(self.counted(alpha=1, beta=1)).read_bytes()
+        length = {"Content-Length": str(len(whole))}
+        for count in (10, len(whole.rpartition(b"python")[2]) + len("python")):
+            part = whole[:-count]
+            with Pages(lambda asked: (200, length, part)) as pages:  # noqa: B023
+                ended = self.usage("--metrics", pages.url, "--unused")
+            self.assertEqual((ended.returncode, ended.stdout), (1, ""))
+            self.assertRegex(ended.stderr, "^popcon: http.* cannot be read: its answer is cut off\n$")
+        (self.folder / "part.txt").write_bytes(whole[:-1])
+        ended = self.usage("--metrics", str(self.folder / "part.txt"), "--unused")
+        self.assertEqual((ended.returncode, ended.stdout), (1, ""))
+        self.assertRegex(ended.stderr, "^popcon: .*part.txt is cut off: its last line does not end\n$")
+
+    def test_of_several_exporters_in_a_file_the_youngest_tells_since_when(self) -> None:
+        self.install("alpha", "alpha.py")
+        old, young = (f"process_start_time_seconds {begin}\n" for begin in (1, time.time() - 3600))
+        for order in (old + young, young + old):
+            self.write(self.folder, {"both.txt": order + 'python_popcon_library_used{library="x"} 1\n'})
+            ended = self.usage("--metrics", str(self.folder / "both.txt"), "--unused")
+            self.assertEqual((ended.returncode, ended.stdout), (1, ""))
+
     def test_labels_add_up_names_are_normalised_and_a_sampled_count_is_at_least_one(self) -> None:
         lines = [
             "process_start_time_seconds 1e+00",
             'python_popcon_library_used{library="ruamel.yaml"} 1',
-            'python_popcon_library_used{namespace="a} b\\"",library="ruamel-yaml"} 2 1700000000000',
+            'python_popcon_library_used{namespace="a} b\\"\u2028",library="ruamel-yaml"} 2 1700000000000',
             'python_popcon_library_used{library="rare",sublibrary="no"} 0.3',
             'python_popcon_library_used_created{library="no"} 5',
             'python_popcon_library_used{sublibrary="no"} 5',
         ]
-        self.write(self.folder, {"saved.txt": "\n".join(lines)})
+        self.write(self.folder, {"saved.txt": "\n".join([*lines, ""])})
         rows = self.rows("--metrics", str(self.folder / "saved.txt"))
         self.assertEqual({name: row["processes"] for name, row in rows.items()}, {"rare": 1, "ruamel-yaml": 3})
 
@@ -2998,7 +3020,7 @@ class TestUsage(Case):
             ((200, {}, data()[:-20]), "does not answer as Prometheus does"),
             ((200, {}, b"[1, 2]"), "does not answer as Prometheus does"),
             ((200, {}, b"[" * 100000), "does not answer as Prometheus does"),
-            ((200, {"Content-Length": "9"}, b"{"), "does not answer as Prometheus does"),
+            ((200, {"Content-Length": "9"}, b"{"), "cannot be read: its answer is cut off$"),
             ((200, {}, data(data={"result": [{"metric": 5}]})), "does not answer as Prometheus does"),
             ((200, {}, data(data={"result": [good | {"value": [1, "NaN"]}]})), "does not answer as Prometheus does"),
             ((200, {}, data(data={"result": []})), "there is no counter python_popcon_library_used"),
@@ -3010,6 +3032,8 @@ class TestUsage(Case):
             ((401, {}, page), "answers 401 Unauthorized$"),
             ((404, {}, b"404 page not found"), "api/v1/query answers 404 Not Found$"),
             ((503, {}, b"[]"), "answers 503 Service Unavailable$"),
+            ((503, {}, b"[" * 60000), "answers 503 Service Unavailable$"),
+            ((503, {"Transfer-Encoding": "chunked"}, b"no size"), "answers 503 Service Unavailable$"),
         ]
         for answer, said in answers:
             with self.subTest(answer=answer), Pages(lambda asked: answer) as pages:  # noqa: B023
