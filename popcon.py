@@ -1750,6 +1750,8 @@ def usage(options: "Any") -> int:
 
     Takes what main() has parsed. Raises SystemExit with a sentence if the counts can't be had.
     """
+    if not sys.stdout:
+        raise SystemExit("popcon: stdout is closed")
     try:
         metric = options.metric or metric_name(setting("PYTHON_POPCONTEST_STATSD_PREFIX"))
         headers = dict(_header(text) for text in [os.environ.get(HEADER, ""), *options.header] if text)
@@ -1766,6 +1768,7 @@ def usage(options: "Any") -> int:
             counts, since = counts_in_prometheus(ask, metric, options.match, start, now)
         else:
             counts, since = counts_at_exporter(options.metrics, headers, metric)
+            since = since and min(since, now)  # its clock may be wrong
         if not any(counts.values()):
             what = (
                 f"no count of {metric} rose"
@@ -1814,7 +1817,8 @@ CLEAR = "\r\33[K"  # what stands in this line of a terminal
 
 
 def _note(text: str) -> None:
-    print(f"{CLEAR * sys.stderr.isatty()}popcon: {text}", file=sys.stderr)
+    if sys.stderr:
+        print(f"{CLEAR * sys.stderr.isatty()}popcon: {text}", file=sys.stderr)
 
 
 # Where the counts come from.
@@ -1853,15 +1857,15 @@ def fetch(url: str, headers: dict[str, str], form: "Mapping[str, object] | None"
             return None
 
     data = standard("urllib.parse").urlencode(form or {})
-    # Some proxies let a GET pass only, and some no long one.
-    asked = (
-        request.Request(url, data.encode(), headers)
-        if len(data) > 2000
-        else request.Request(f"{url}?{data}".rstrip("?"), None, headers)
-    )
     patience = 120  # seconds, after which Prometheus gives up as well
     end, text = clock() + patience, b""
     try:
+        # Some proxies let a GET pass only, and some no long one.
+        asked = (
+            request.Request(url, data.encode(), headers)
+            if len(data) > 2000
+            else request.Request(f"{url}?{data}".rstrip("?"), None, headers)
+        )
         with request.build_opener(Stay).open(asked, timeout=patience) as answer:
             while chunk := answer.read1(1 << 20):
                 text += chunk
@@ -2020,7 +2024,7 @@ def _target(labels: "frozenset[tuple[str, str]]") -> "frozenset[tuple[str, str]]
 
 
 def _library(labels: "frozenset[tuple[str, str]]") -> str:
-    return normalized(dict(labels).get("library", ""))
+    return normalized(str(dict(labels).get("library", "")))
 
 
 def _number(text: str) -> float:

@@ -3022,6 +3022,7 @@ class TestUsage(Case):
             ((200, {}, b"[" * 100000), "does not answer as Prometheus does"),
             ((200, {"Content-Length": "9"}, b"{"), "cannot be read: its answer is cut off$"),
             ((200, {}, data(data={"result": [{"metric": 5}]})), "does not answer as Prometheus does"),
+            ((200, {}, data(data={"result": [good | {"metric": {"library": 5}}]})), "no count of .* rose"),
             ((200, {}, data(data={"result": [good | {"value": [1, "NaN"]}]})), "does not answer as Prometheus does"),
             ((200, {}, data(data={"result": []})), "there is no counter python_popcon_library_used"),
             ((200, {}, data(warnings=["a store was unreachable"])), "does not know all: a store was unreachable"),
@@ -3048,6 +3049,7 @@ class TestUsage(Case):
                 (("--metrics", f"http://127.0.0.1:{dead.port}/metrics"), "cannot be read: .*refused"),
                 (("--metrics", pages.url), "is no list of metrics, but begins '<!DOCTYPE html>"),
                 (("--metrics", "/no/such/file"), "No such file"),
+                (("--metrics", "http://[::1"), "cannot be read: Invalid IPv6 URL"),
                 (("--metrics", "/"), "Is a directory"),
                 (("--metrics", self.counted(), "--metric", "other"), "there is no counter other in /"),
                 (("--metrics", self.counted(alpha=0)), "no count of python_popcon_library_used rose"),
@@ -3060,6 +3062,17 @@ class TestUsage(Case):
         ended = self.usage("--metrics", self.counted(alpha=1), PYTHON_POPCONTEST_STATSD_PREFIX="a b")
         self.assertEqual(ended.returncode, 1)
         self.assertRegex(ended.stderr, "^popcon: PYTHON_POPCONTEST_STATSD_PREFIX='a b': must be words")
+
+    def test_no_clock_of_a_server_and_no_closed_stream_is_a_traceback(self) -> None:
+        self.install("alpha", "alpha.py")
+        for since in (1e300, -1e300):
+            ended = self.usage("--metrics", self.counted(since=since, x=1))
+            self.assertEqual((ended.returncode, "Traceback" in ended.stderr), (0, False))
+        metrics = self.counted(x=1)
+        ended = self.usage("--metrics", metrics, "--keep", "y", "--unused", before="import sys; sys.stderr = None")
+        self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, "alpha\n", ""))
+        ended = self.usage("--metrics", metrics, before="import sys; sys.stdout = None")
+        self.assertEqual((ended.returncode, ended.stderr), (1, "popcon: stdout is closed\n"))
 
     def test_a_sample_is_pointed_out(self) -> None:
         self.install("alpha", "alpha.py")
