@@ -488,7 +488,7 @@ def standard(name: str) -> "Any":
 
 def required(
     names: "Iterable[str]",
-    infos: "Mapping[str, str] | None" = None,
+    infos: "Mapping[str, Iterable[str]] | None" = None,
     others: "Mapping[str, Iterable[str]] | None" = None,
 ) -> dict[str, set[str]]:
     """Map the names of libraries, and of all that they require here, transitively, to those that require them.
@@ -497,21 +497,22 @@ def required(
     libraries require besides. Markers are evaluated (PEP 508); an extra counts only where
     a requirement asks for it.
     """
+    re = standard("re")
     if infos is None:
-        infos = {normalized(os.path.basename(info).partition("-")[0]): info for info in installed_metadata()[::-1]}
+        infos = {normalized(os.path.basename(info).partition("-")[0]): [info] for info in installed_metadata()[::-1]}
     found: dict[str, set[str]] = {name: set() for name in names}
     queue = [(name, "") for name in found]
     known = set(queue)
     for name, extra in queue:  # which grows
         pairs = [(other, "") for other in (others or {}).get(name, ())]
-        for text in requirements(infos[name]) if name in infos else ():
+        for text in [text for info in infos.get(name, ()) for text in requirements(info)]:
             # Most are for extras. What is no alternative needs no evaluation.
-            if "extra ==" not in text or extra or " or " in text:
+            if "extra ==" not in text or extra or re.search(r"\bor\b", text):
                 try:
                     pairs += requirement(text, extra)
                 except ValueError as error:
-                    debug(f"{infos[name]}: {error}")
-                    pairs.append((normalized(standard("re").match(r"[\w.-]*", text.strip())[0]), ""))
+                    debug(f"{name}: {error}")
+                    pairs.append((normalized(re.match(r"[\w.-]*", text.strip())[0]), ""))
         for pair in pairs:
             if pair[0] != name:
                 found.setdefault(pair[0], set()).add(name)
@@ -567,7 +568,7 @@ class _Marker:
         re = standard("re")
         self.extra = extra
         self.text = text
-        self.tokens = re.findall(r"""\(|\)|"[^"]*"|'[^']*'|[<>=!~]=?=?|\w+|\S""", text)[::-1]
+        self.tokens = re.findall(r"""\(|\)|"[^"]*"|'[^']*'|[<>=!~]=?=?|[\w.]+|\S""", text)[::-1]
         self.holds = self.either()
         if self.tokens:
             raise ValueError(f"not a marker: {text!r}")
@@ -626,6 +627,9 @@ class _Marker:
             "implementation_name": sys.implementation.name,
             "implementation_version": f"{version.major}.{version.minor}.{version.micro}",
         }
+        token = token.replace(".", "_")  # os.name and such are how it was written once
+        if token == "python_implementation":
+            token = "platform_python_implementation"
         if token not in values:
             raise ValueError(f"not a marker: {self.text!r}")
         return values[token]
@@ -2122,15 +2126,16 @@ class Library:
         for line in lines:
             relative = line.partition(b",")[0]
             if relative:
-                path = self.folder + relative
-                if relative.startswith(b".."):
-                    path = os.path.normpath(path).replace(separator, b"/")
+                path, rooted = self.folder + relative, b"/" + relative
+                is_plain = b"/." not in rooted and b"//" not in rooted  # neither ../ nor absolute
+                if not is_plain:
+                    path = os.path.normpath(os.path.join(self.folder, relative)).replace(separator, b"/")
                 self.files[path] = _size(path)
                 place, _, base = path.rpartition(b"/")
                 if base.endswith(b".py"):
                     sources.setdefault(place + b"/__pycache__", set()).add(base[:-3])
-                # libfoo.so is not imported, but loaded by somebody else.
-                if base.endswith(suffixes) and path.startswith(self.folder) and not base.startswith(b"lib"):
+                # libfoo.so is not imported, but loaded by somebody else. Of other than plain paths nobody is told the owner.
+                if is_plain and base.endswith(suffixes) and not base.startswith(b"lib"):
                     self.modules.append(path)
         for place, names in sources.items():
             try:
@@ -2181,8 +2186,11 @@ def judged(counts: "Mapping[str, float]", keep: "Sequence[str]") -> "list[dict[s
     """
     fnmatch, re = standard("fnmatch"), standard("re")
     installed: dict[str, Library] = {}
+    infos: dict[str, list[str]] = {}  # a library may be there more than once: all that its metadata require counts
     for info in installed_metadata():
         library = Library(info)
+        if library.name:
+            infos.setdefault(library.name, []).append(info)
         # Without a name the metadata are rubbish, as selftest tells; elsewhere an egg-info is somebody's source tree.
         if library.name and (library.files or library.folder.endswith((b"-packages/", b".egg/"))):
             installed.setdefault(library.name, library)
@@ -2203,8 +2211,8 @@ def judged(counts: "Mapping[str, float]", keep: "Sequence[str]") -> "list[dict[s
             if other != name:
                 shared.setdefault(name, set()).add(other)
                 shared.setdefault(other, set()).add(name)
-    stays = [name for name in installed if counts.get(name) or reasons[name]]
-    requirers = required(stays, {name: library.info for name, library in installed.items()}, shared)
+    stays = [name for name in infos if name not in installed or counts.get(name) or reasons[name]]
+    requirers = required(stays, infos, shared)
     rows = []
     for name in sorted(installed.keys() | {name for name, count in counts.items() if count}):
         processes = max(1, round(counts[name])) if counts.get(name) else 0

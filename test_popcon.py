@@ -2806,6 +2806,54 @@ class TestUsage(Case):
             {"slow", "else", "doc", "orphan", "only-orphans"},
         )
 
+    def test_markers_are_read_as_they_were_once_written_or_without_spaces(self) -> None:
+        self.requiring(
+            "root",
+            "old[fast]; python_implementation == 'CPython' or os.name != 'none'",
+            "tight; (extra == 'x')or(python_version >= '3')",
+        )
+        self.requiring("old", "quick; extra == 'fast'")
+        for name in ("quick", "tight"):
+            self.install(name, f"{name}.py")
+        states = self.states("--metrics", self.counted(root=1))
+        self.assertEqual(states, {"root": "used", "old": "required", "quick": "required", "tight": "required"})
+
+    def test_what_source_trees_and_hidden_copies_require_stays(self) -> None:
+        for name in ("leaf", "new", "old", "other"):
+            self.install(name, f"{name}.py")
+        more = {"requires.txt": "leaf\n", "PKG-INFO": "Metadata-Version: 2.1\nName: Mine\nVersion: 1.0\n"}
+        self.write(self.own, {f"mine.egg-info/{path}": text for path, text in more.items()})
+        self.requiring("twice", "new")
+        self.requiring("twice", "old", folder=self.folder / "shadowed")
+        path = os.pathsep.join(map(str, [self.own, self.site, self.folder / "shadowed", HERE]))
+        rows = self.rows("--metrics", self.counted(twice=1), PYTHONPATH=path)
+        self.assertEqual(
+            {name: (row["status"], row["required_by"]) for name, row in rows.items()},
+            {
+                "leaf": ("required", ["mine"]),
+                "new": ("required", ["twice"]),
+                "old": ("required", ["twice"]),
+                "other": ("unused", []),
+                "twice": ("used", []),
+            },
+        )
+
+    def test_odd_paths_in_a_record_are_files_but_no_modules(self) -> None:
+        self.write(self.folder, {"bin/tool": "#!python\n"})
+        self.install("command", "command.py", f"{self.folder}/bin/tool")
+        record = "dotted-1.0.dist-info/METADATA,,\ndotted-1.0.dist-info/RECORD,,\n"
+        self.install("dotted", "dotted.py", record=record + "./dotted.py,,\n")
+        self.install("rooted", "rooted.py", record=record + f"{self.site}/rooted.py,,\n")
+        rows = self.rows("--metrics", self.counted(other=1))
+        self.assertEqual(
+            {name: row["reason"] for name, row in rows.items() if name != "other"},
+            {
+                "command": "its commands may be in use: they do not report here",
+                "dotted": "has nothing to import",
+                "rooted": "has nothing to import",
+            },
+        )
+
     def test_an_egg_infos_own_list_of_requirements_counts(self) -> None:
         requires = "leaf>=1\n\n[:python_version >= '3']\nnew\n\n[:python_version < '3']\nold\n\n[test]\ntester\n"
         self.install("root", "root.py", info="root-1.0.egg-info", more={"requires.txt": requires})
