@@ -1963,8 +1963,9 @@ def counts_in_prometheus(
         own = [f"{key}={_quoted(value)}" for key, value in _target(exporter)]
         for begin, finish in zip(times, times[1:]):
             if finish > start:
-                before = recent if begin == times[0] else last(begin, start, *own) if begin < start else {}
-                values = whole if len(times) == 2 else last(max(begin, start), finish - 0.001, *own)
+                opening = begin - 0.002  # Prometheus 3 leaves out what lies where a range begins
+                before = recent if begin == times[0] else last(opening, start, *own) if begin < start else {}
+                values = whole if len(times) == 2 else last(max(opening, start), finish - 0.001, *own)
                 for labels, value in values.items():
                     if exporters.get(labels) == exporter:
                         counts[_library(labels)] += value - before.get(labels, 0.0)

@@ -3187,6 +3187,31 @@ class TestUsage(Case):
                     self.assertNotIn("hunter2", ended.stderr)
             self.assertEqual(pages.asked, [])
 
+    def test_a_life_of_one_sample_counts_where_ranges_leave_out_their_begin(self) -> None:
+        exporter = frozenset({"job": "popcon", "instance": "x"}.items())
+        starts = [(3.0, 1.0), (5.0, 1.0), (13.0, 11.0), (15.0, 11.0), (23.0, 21.0)]
+        once, thrice = (exporter | {("library", name)} for name in ("once", "thrice"))
+        counted = {once: [(23.0, 1.0)], thrice: [(time, 1.0) for time, _ in starts]}
+
+        def ask(query: str, **when: float) -> dict[Any, list[tuple[float, float]]]:
+            """What Prometheus 3 answers."""
+            (reach,) = (int(text) / 1000 for text in re.findall(r"\[(\d+)ms\]", query))
+            series = {exporter: starts} if "process_start" in query else counted
+            step = when.get("step", 1)
+            times = [when["time"]] if "time" in when else [when["start"] + step * count for count in range(503)]
+            found = {
+                labels: [(time, [s for s in samples if time - reach < s[0] <= time]) for time in times]
+                for labels, samples in series.items()
+            }
+            if query.startswith("process_start"):
+                return {labels: seen[0][1] for labels, seen in found.items() if seen[0][1]}
+            last = {labels: [(time, s[-1][1]) for time, s in seen if s] for labels, seen in found.items()}
+            return {labels: samples for labels, samples in last.items() if samples}
+
+        with contextlib.redirect_stderr(io.StringIO()):
+            counts, _ = popcon.counts_in_prometheus(ask, "x", "", 0.0, 40.0)
+        self.assertEqual(counts, {"once": 1, "thrice": 3})
+
     def test_ten_thousand_series_are_added_up(self) -> None:
         exporters: list[dict[str, Any]] = [
             {"job": "popcon", "instance": f"10.0.0.{number}:9102"} for number in range(10)
