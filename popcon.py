@@ -2179,6 +2179,23 @@ def _size(path: bytes) -> int:
         return 0  # somebody removed it, or the RECORD is rubbish
 
 
+def _configured() -> set[bytes]:
+    """Return the words in the site's configuration of IPython and Jupyter, without comments.
+
+    What it loads may be in every session's baseline (c.InteractiveShellApp.matplotlib = "inline"),
+    or run in servers and kernels that do not report.
+    """
+    words: set[bytes] = set()
+    for prefix in (sys.prefix, "/usr/local", "/usr", "/"):
+        for below in ("etc/ipython", "etc/jupyter", "share/jupyter/kernels"):
+            for folder, _, names in os.walk(os.path.join(prefix, below)):
+                for name in names:
+                    if name.endswith((".py", ".ipy", ".json")):
+                        content = _read(os.path.join(folder, name))
+                        words.update(standard("re").findall(rb"\w+", standard("re").sub(rb"(?m)^\s*#.*", b"", content)))
+    return words
+
+
 def judged(counts: "Mapping[str, float]", keep: "Sequence[str]") -> "list[dict[str, Any]]":
     """Return a row for each library, installed or counted, in the order of their names: what --json tells.
 
@@ -2197,6 +2214,11 @@ def judged(counts: "Mapping[str, float]", keep: "Sequence[str]") -> "list[dict[s
             installed.setdefault(library.name, library)
     reasons = {name: library.obstacle(_all_processes_report()) for name, library in installed.items()}
     reasons |= dict.fromkeys(libraries(executed_files(dict(sys.modules)))[0], "is loaded at every start, uncounted")
+    words = _configured()
+    for name, library in installed.items():
+        tops = {path[len(library.folder) :].partition(b"/")[0].partition(b".")[0] for path in library.modules}
+        if tops & words and not reasons[name]:
+            reasons[name] = "the configuration of IPython or Jupyter names it"
     reasons |= dict.fromkeys(HOSTS, "belongs to what runs sessions or installs")
     for pattern in keep:
         names = fnmatch.filter(installed, re.sub(r"[-_.]+", "-", pattern).lower())

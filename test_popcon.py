@@ -2929,6 +2929,24 @@ class TestUsage(Case):
         states = self.states("--metrics", self.counted(other=1), before="import early")
         self.assertEqual((states["early"], states["late"]), ("unknown", "unused"))
 
+    def test_what_ipython_or_jupyter_are_told_to_load_is_not_called_unused(self) -> None:
+        for name in ("drawn", "contents", "kernel", "server", "startup", "remark"):
+            self.install(name, f"{name}_module.py")
+        files = {
+            "etc/ipython/ipython_config.py": "# such as remark_module\nc.InteractiveShellApp.matplotlib = 'drawn_module'",
+            "etc/ipython/startup/50-x.py": "import startup_module",
+            "etc/jupyter/jupyter_server_config.py": "c.ServerApp.contents_manager_class = 'contents_module.Manager'",
+            "etc/jupyter/jupyter_server_config.d/x.json": '{"ServerApp": {"jpserver_extensions": {"server_module": true}}}',
+            "share/jupyter/kernels/x/kernel.json": '{"argv": ["python", "-m", "kernel_module", "-f", "{connection_file}"]}',
+        }
+        self.write(self.folder, files)
+        rows = self.rows("--metrics", self.counted(other=1), before=f"import sys; sys.prefix = {str(self.folder)!r}")
+        named = [
+            name for name, row in rows.items() if row["reason"].startswith("the configuration of IPython or Jupyter")
+        ]
+        self.assertEqual(named, ["contents", "drawn", "kernel", "server", "startup"])
+        self.assertEqual(rows["remark"]["status"], "unused")
+
     def test_a_name_to_keep_that_is_not_there_is_pointed_out(self) -> None:
         self.install("alpha", "alpha.py")
         ended = self.usage("--metrics", self.counted(other=1), "--unused", "--keep", "alpa", "--keep", "x*", "y")
