@@ -490,7 +490,7 @@ def standard(name: str) -> "Any":
 
 def required(
     names: "Iterable[str]",
-    infos: "Mapping[str, str] | None" = None,
+    infos: "Mapping[str, Iterable[str]] | None" = None,
     others: "Mapping[str, Iterable[str]] | None" = None,
 ) -> "dict[str, set[str]]":
     """Map the names of libraries, and of all that they require here, transitively, to those that require them.
@@ -499,21 +499,22 @@ def required(
     libraries require besides. Markers are evaluated (PEP 508); an extra counts only where
     a requirement asks for it.
     """
+    re = standard("re")
     if infos is None:
-        infos = {normalized(os.path.basename(info).partition("-")[0]): info for info in installed_metadata()[::-1]}
+        infos = {normalized(os.path.basename(info).partition("-")[0]): [info] for info in installed_metadata()[::-1]}
     found: dict[str, set[str]] = {name: set() for name in names}
     queue = [(name, "") for name in found]
     known = set(queue)
     for name, extra in queue:  # which grows
         pairs = [(other, "") for other in (others or {}).get(name, ())]
-        for text in requirements(infos[name]) if name in infos else ():
+        for text in [text for info in infos.get(name, ()) for text in requirements(info)]:
             # Most are for extras. What is no alternative needs no evaluation.
-            if "extra ==" not in text or extra or " or " in text:
+            if "extra ==" not in text or extra or re.search(r"\bor\b", text):
                 try:
                     pairs += requirement(text, extra)
                 except ValueError as error:
-                    debug(f"{infos[name]}: {error}")
-                    pairs.append((normalized(standard("re").match(r"[\w.-]*", text.strip())[0]), ""))
+                    debug(f"{name}: {error}")
+                    pairs.append((normalized(re.match(r"[\w.-]*", text.strip())[0]), ""))
         for pair in pairs:
             if pair[0] != name:
                 found.setdefault(pair[0], set()).add(name)
@@ -569,7 +570,7 @@ class _Marker:
         re = standard("re")
         self.extra = extra
         self.text = text
-        self.tokens = re.findall(r"""\(|\)|"[^"]*"|'[^']*'|[<>=!~]=?=?|\w+|\S""", text)[::-1]
+        self.tokens = re.findall(r"""\(|\)|"[^"]*"|'[^']*'|[<>=!~]=?=?|[\w.]+|\S""", text)[::-1]
         self.holds = self.either()
         if self.tokens:
             raise ValueError(f"not a marker: {text!r}")
@@ -628,6 +629,9 @@ class _Marker:
             "implementation_name": sys.implementation.name,
             "implementation_version": f"{version.major}.{version.minor}.{version.micro}",
         }
+        token = token.replace(".", "_")  # os.name and such are how it was written once
+        if token == "python_implementation":
+            token = "platform_python_implementation"
         if token not in values:
             raise ValueError(f"not a marker: {self.text!r}")
         return values[token]
@@ -1769,6 +1773,8 @@ def usage(options: "Any") -> int:
 
     Takes what main() has parsed. Raises SystemExit with a sentence if the counts can't be had.
     """
+    if not sys.stdout:
+        raise SystemExit("popcon: stdout is closed")
     try:
         metric = options.metric or metric_name(setting("PYTHON_POPCONTEST_STATSD_PREFIX"))
         headers = dict(_header(text) for text in [os.environ.get(HEADER, ""), *options.header] if text)
@@ -1785,6 +1791,7 @@ def usage(options: "Any") -> int:
             counts, since = counts_in_prometheus(ask, metric, options.match, start, now)
         else:
             counts, since = counts_at_exporter(options.metrics, headers, metric)
+            since = since and min(since, now)  # its clock may be wrong
         if not any(counts.values()):
             what = (
                 f"no count of {metric} rose"
@@ -1833,7 +1840,8 @@ CLEAR = "\r\33[K"  # what stands in this line of a terminal
 
 
 def _note(text: str) -> None:
-    print(f"{CLEAR * sys.stderr.isatty()}popcon: {text}", file=sys.stderr)
+    if sys.stderr:
+        print(f"{CLEAR * sys.stderr.isatty()}popcon: {text}", file=sys.stderr)
 
 
 # Where the counts come from.
@@ -1872,29 +1880,31 @@ def fetch(url: str, headers: "dict[str, str]", form: "Mapping[str, object] | Non
             return None
 
     data = standard("urllib.parse").urlencode(form or {})
-    # Some proxies let a GET pass only, and some no long one.
-    asked = (
-        request.Request(url, data.encode(), headers)
-        if len(data) > 2000
-        else request.Request(f"{url}?{data}".rstrip("?"), None, headers)
-    )
     patience = 120  # seconds, after which Prometheus gives up as well
     end, text = clock() + patience, b""
     try:
+        # Some proxies let a GET pass only, and some no long one.
+        asked = (
+            request.Request(url, data.encode(), headers)
+            if len(data) > 2000
+            else request.Request(f"{url}?{data}".rstrip("?"), None, headers)
+        )
         with request.build_opener(Stay).open(asked, timeout=patience) as answer:
             while chunk := answer.read1(1 << 20):
                 text += chunk
                 if clock() > end or len(text) > 1 << 28:
                     raise OSError("its answer does not end")
+            if answer.length:  # what Content-Length says is still to come
+                raise OSError("its answer is cut off")
     except request.HTTPError as error:
-        text = error.read1(1 << 16)
         if error.headers.get("Location"):
             why = f"redirects to {error.headers['Location']}; does it want a --header 'Authorization: ...'?"
         else:
             why = f"answers {error.code} {error.reason}"
             try:
+                text = error.read1(1 << 16)
                 why += f": {standard('json').loads(text)['error']}"  # as Prometheus says what is wrong
-            except (ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, http.HTTPException):
                 pass
         raise OSError(f"{url} {why}") from None
     except (OSError, ValueError, http.HTTPException) as error:
@@ -1972,8 +1982,9 @@ def counts_in_prometheus(
         own = [f"{key}={_quoted(value)}" for key, value in _target(exporter)]
         for begin, finish in zip(times, times[1:]):
             if finish > start:
-                before = recent if begin == times[0] else last(begin, start, *own) if begin < start else {}
-                values = whole if len(times) == 2 else last(max(begin, start), finish - 0.001, *own)
+                opening = begin - 0.002  # Prometheus 3 leaves out what lies where a range begins
+                before = recent if begin == times[0] else last(opening, start, *own) if begin < start else {}
+                values = whole if len(times) == 2 else last(max(opening, start), finish - 0.001, *own)
                 for labels, value in values.items():
                     if exporters.get(labels) == exporter:
                         counts[_library(labels)] += value - before.get(labels, 0.0)
@@ -2037,7 +2048,7 @@ def _target(labels: "frozenset[tuple[str, str]]") -> "frozenset[tuple[str, str]]
 
 
 def _library(labels: "frozenset[tuple[str, str]]") -> str:
-    return normalized(dict(labels).get("library", ""))
+    return normalized(str(dict(labels).get("library", "")))
 
 
 def _number(text: str) -> float:
@@ -2072,12 +2083,12 @@ def counts_at_exporter(source: str, headers: "dict[str, str]", metric: str) -> "
     counts: dict[str, float] = {}
     since, is_known = None, False
     sample = re.compile(r'([a-zA-Z_:][\w:]*)(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+([^\s#]+)')
-    for line in text.splitlines():
+    for line in text.split("\n"):  # and nowhere else: a label may hold anything
         found = sample.match(line)
         is_known |= found is not None
         try:
             if found and found[1] == "process_start_time_seconds":
-                since = _number(found[3])
+                since = max(since or 0.0, _number(found[3]))  # of several exporters in one file
             elif found and found[1] == metric:
                 label = re.search(r'(?:^|,)\s*library="([\w.-]*)"', found[2] or "")
                 name = normalized(label[1]) if label else ""
@@ -2087,6 +2098,8 @@ def counts_at_exporter(source: str, headers: "dict[str, str]", metric: str) -> "
             raise OSError(f"{source} is no list of metrics: {line[:80]!r}") from None
     if not is_known:
         raise OSError(f"{source} is no list of metrics, but begins {' '.join(text[:60].split())!r}")
+    if not text.endswith("\n"):  # as the format wants it
+        raise OSError(f"{source} is cut off: its last line does not end")
     return counts, since
 
 
@@ -2133,15 +2146,16 @@ class Library:
         for line in lines:
             relative = line.partition(b",")[0]
             if relative:
-                path = self.folder + relative
-                if relative.startswith(b".."):
-                    path = os.path.normpath(path).replace(separator, b"/")
+                path, rooted = self.folder + relative, b"/" + relative
+                is_plain = b"/." not in rooted and b"//" not in rooted  # neither ../ nor absolute
+                if not is_plain:
+                    path = os.path.normpath(os.path.join(self.folder, relative)).replace(separator, b"/")
                 self.files[path] = _size(path)
                 place, _, base = path.rpartition(b"/")
                 if base.endswith(b".py"):
                     sources.setdefault(place + b"/__pycache__", set()).add(base[:-3])
-                # libfoo.so is not imported, but loaded by somebody else.
-                if base.endswith(suffixes) and path.startswith(self.folder) and not base.startswith(b"lib"):
+                # libfoo.so is not imported, but loaded by somebody else. Of other than plain paths nobody is told the owner.
+                if is_plain and base.endswith(suffixes) and not base.startswith(b"lib"):
                     self.modules.append(path)
         for place, names in sources.items():
             try:
@@ -2184,6 +2198,23 @@ def _size(path: bytes) -> int:
         return 0  # somebody removed it, or the RECORD is rubbish
 
 
+def _configured() -> set[bytes]:
+    """Return the words in the site's configuration of IPython and Jupyter, without comments.
+
+    What it loads may be in every session's baseline (c.InteractiveShellApp.matplotlib = "inline"),
+    or run in servers and kernels that do not report.
+    """
+    words: set[bytes] = set()
+    for prefix in (sys.prefix, "/usr/local", "/usr", "/"):
+        for below in ("etc/ipython", "etc/jupyter", "share/jupyter/kernels"):
+            for folder, _, names in os.walk(os.path.join(prefix, below)):
+                for name in names:
+                    if name.endswith((".py", ".ipy", ".json")):
+                        content = _read(os.path.join(folder, name))
+                        words.update(standard("re").findall(rb"\w+", standard("re").sub(rb"(?m)^\s*#.*", b"", content)))
+    return words
+
+
 def judged(counts: "Mapping[str, float]", keep: "Sequence[str]") -> "list[dict[str, Any]]":
     """Return a row for each library, installed or counted, in the order of their names: what --json tells.
 
@@ -2192,13 +2223,21 @@ def judged(counts: "Mapping[str, float]", keep: "Sequence[str]") -> "list[dict[s
     """
     fnmatch, re = standard("fnmatch"), standard("re")
     installed: dict[str, Library] = {}
+    infos: dict[str, list[str]] = {}  # a library may be there more than once: all that its metadata require counts
     for info in installed_metadata():
         library = Library(info)
+        if library.name:
+            infos.setdefault(library.name, []).append(info)
         # Without a name the metadata are rubbish, as selftest tells; elsewhere an egg-info is somebody's source tree.
         if library.name and (library.files or library.folder.endswith((b"-packages/", b".egg/"))):
             installed.setdefault(library.name, library)
     reasons = {name: library.obstacle(_all_processes_report()) for name, library in installed.items()}
     reasons |= dict.fromkeys(libraries(executed_files(dict(sys.modules)))[0], "is loaded at every start, uncounted")
+    words = _configured()
+    for name, library in installed.items():
+        tops = {path[len(library.folder) :].partition(b"/")[0].partition(b".")[0] for path in library.modules}
+        if tops & words and not reasons[name]:
+            reasons[name] = "the configuration of IPython or Jupyter names it"
     reasons |= dict.fromkeys(HOSTS, "belongs to what runs sessions or installs")
     for pattern in keep:
         names = fnmatch.filter(installed, re.sub(r"[-_.]+", "-", pattern).lower())
@@ -2214,8 +2253,8 @@ def judged(counts: "Mapping[str, float]", keep: "Sequence[str]") -> "list[dict[s
             if other != name:
                 shared.setdefault(name, set()).add(other)
                 shared.setdefault(other, set()).add(name)
-    stays = [name for name in installed if counts.get(name) or reasons[name]]
-    requirers = required(stays, {name: library.info for name, library in installed.items()}, shared)
+    stays = [name for name in infos if name not in installed or counts.get(name) or reasons[name]]
+    requirers = required(stays, infos, shared)
     rows = []
     for name in sorted(installed.keys() | {name for name, count in counts.items() if count}):
         processes = max(1, round(counts[name])) if counts.get(name) else 0

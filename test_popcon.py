@@ -2818,6 +2818,54 @@ class TestUsage(Case):
             {"slow", "else", "doc", "orphan", "only-orphans"},
         )
 
+    def test_markers_are_read_as_they_were_once_written_or_without_spaces(self) -> None:
+        self.requiring(
+            "root",
+            "old[fast]; python_implementation == 'CPython' or os.name != 'none'",
+            "tight; (extra == 'x')or(python_version >= '3')",
+        )
+        self.requiring("old", "quick; extra == 'fast'")
+        for name in ("quick", "tight"):
+            self.install(name, f"{name}.py")
+        states = self.states("--metrics", self.counted(root=1))
+        self.assertEqual(states, {"root": "used", "old": "required", "quick": "required", "tight": "required"})
+
+    def test_what_source_trees_and_hidden_copies_require_stays(self) -> None:
+        for name in ("leaf", "new", "old", "other"):
+            self.install(name, f"{name}.py")
+        more = {"requires.txt": "leaf\n", "PKG-INFO": "Metadata-Version: 2.1\nName: Mine\nVersion: 1.0\n"}
+        self.write(self.own, {f"mine.egg-info/{path}": text for path, text in more.items()})
+        self.requiring("twice", "new")
+        self.requiring("twice", "old", folder=self.folder / "shadowed")
+        path = os.pathsep.join(map(str, [self.own, self.site, self.folder / "shadowed", HERE]))
+        rows = self.rows("--metrics", self.counted(twice=1), PYTHONPATH=path)
+        self.assertEqual(
+            {name: (row["status"], row["required_by"]) for name, row in rows.items()},
+            {
+                "leaf": ("required", ["mine"]),
+                "new": ("required", ["twice"]),
+                "old": ("required", ["twice"]),
+                "other": ("unused", []),
+                "twice": ("used", []),
+            },
+        )
+
+    def test_odd_paths_in_a_record_are_files_but_no_modules(self) -> None:
+        self.write(self.folder, {"bin/tool": "#!python\n"})
+        self.install("command", "command.py", f"{self.folder}/bin/tool")
+        record = "dotted-1.0.dist-info/METADATA,,\ndotted-1.0.dist-info/RECORD,,\n"
+        self.install("dotted", "dotted.py", record=record + "./dotted.py,,\n")
+        self.install("rooted", "rooted.py", record=record + f"{self.site}/rooted.py,,\n")
+        rows = self.rows("--metrics", self.counted(other=1))
+        self.assertEqual(
+            {name: row["reason"] for name, row in rows.items() if name != "other"},
+            {
+                "command": "its commands may be in use: they do not report here",
+                "dotted": "has nothing to import",
+                "rooted": "has nothing to import",
+            },
+        )
+
     def test_an_egg_infos_own_list_of_requirements_counts(self) -> None:
         requires = "leaf>=1\n\n[:python_version >= '3']\nnew\n\n[:python_version < '3']\nold\n\n[test]\ntester\n"
         self.install("root", "root.py", info="root-1.0.egg-info", more={"requires.txt": requires})
@@ -2893,6 +2941,24 @@ class TestUsage(Case):
         states = self.states("--metrics", self.counted(other=1), before="import early")
         self.assertEqual((states["early"], states["late"]), ("unknown", "unused"))
 
+    def test_what_ipython_or_jupyter_are_told_to_load_is_not_called_unused(self) -> None:
+        for name in ("drawn", "contents", "kernel", "server", "startup", "remark"):
+            self.install(name, f"{name}_module.py")
+        files = {
+            "etc/ipython/ipython_config.py": "# such as remark_module\nc.InteractiveShellApp.matplotlib = 'drawn_module'",
+            "etc/ipython/startup/50-x.py": "import startup_module",
+            "etc/jupyter/jupyter_server_config.py": "c.ServerApp.contents_manager_class = 'contents_module.Manager'",
+            "etc/jupyter/jupyter_server_config.d/x.json": '{"ServerApp": {"jpserver_extensions": {"server_module": true}}}',
+            "share/jupyter/kernels/x/kernel.json": '{"argv": ["python", "-m", "kernel_module", "-f", "{connection_file}"]}',
+        }
+        self.write(self.folder, files)
+        rows = self.rows("--metrics", self.counted(other=1), before=f"import sys; sys.prefix = {str(self.folder)!r}")
+        named = [
+            name for name, row in rows.items() if row["reason"].startswith("the configuration of IPython or Jupyter")
+        ]
+        self.assertEqual(named, ["contents", "drawn", "kernel", "server", "startup"])
+        self.assertEqual(rows["remark"]["status"], "unused")
+
     def test_a_name_to_keep_that_is_not_there_is_pointed_out(self) -> None:
         self.install("alpha", "alpha.py")
         ended = self.usage("--metrics", self.counted(other=1), "--unused", "--keep", "alpa", "--keep", "x*", "y")
@@ -2918,16 +2984,38 @@ class TestUsage(Case):
         self.assertEqual((ended.returncode, ended.stdout), (1, ""))
         self.assertIn("not known since when", ended.stderr)
 
+    def test_what_is_cut_off_is_no_list_of_metrics(self) -> None:
+        whole = Path(self.counted(alpha=1, beta=1)).read_bytes()
+        length = {"Content-Length": str(len(whole))}
+        for count in (10, len(whole.rpartition(b"python")[2]) + len("python")):
+            part = whole[:-count]
+            with Pages(lambda asked: (200, length, part)) as pages:  # noqa: B023
+                ended = self.usage("--metrics", pages.url, "--unused")
+            self.assertEqual((ended.returncode, ended.stdout), (1, ""))
+            self.assertRegex(ended.stderr, "^popcon: http.* cannot be read: its answer is cut off\n$")
+        (self.folder / "part.txt").write_bytes(whole[:-1])
+        ended = self.usage("--metrics", str(self.folder / "part.txt"), "--unused")
+        self.assertEqual((ended.returncode, ended.stdout), (1, ""))
+        self.assertRegex(ended.stderr, "^popcon: .*part.txt is cut off: its last line does not end\n$")
+
+    def test_of_several_exporters_in_a_file_the_youngest_tells_since_when(self) -> None:
+        self.install("alpha", "alpha.py")
+        old, young = (f"process_start_time_seconds {begin}\n" for begin in (1, time.time() - 3600))
+        for order in (old + young, young + old):
+            self.write(self.folder, {"both.txt": order + 'python_popcon_library_used{library="x"} 1\n'})
+            ended = self.usage("--metrics", str(self.folder / "both.txt"), "--unused")
+            self.assertEqual((ended.returncode, ended.stdout), (1, ""))
+
     def test_labels_add_up_names_are_normalised_and_a_sampled_count_is_at_least_one(self) -> None:
         lines = [
             "process_start_time_seconds 1e+00",
             'python_popcon_library_used{library="ruamel.yaml"} 1',
-            'python_popcon_library_used{namespace="a} b\\"",library="ruamel-yaml"} 2 1700000000000',
+            'python_popcon_library_used{namespace="a} b\\"\u2028",library="ruamel-yaml"} 2 1700000000000',
             'python_popcon_library_used{library="rare",sublibrary="no"} 0.3',
             'python_popcon_library_used_created{library="no"} 5',
             'python_popcon_library_used{sublibrary="no"} 5',
         ]
-        self.write(self.folder, {"saved.txt": "\n".join(lines)})
+        self.write(self.folder, {"saved.txt": "\n".join([*lines, ""])})
         rows = self.rows("--metrics", str(self.folder / "saved.txt"))
         self.assertEqual({name: row["processes"] for name, row in rows.items()}, {"rare": 1, "ruamel-yaml": 3})
 
@@ -3010,8 +3098,9 @@ class TestUsage(Case):
             ((200, {}, data()[:-20]), "does not answer as Prometheus does"),
             ((200, {}, b"[1, 2]"), "does not answer as Prometheus does"),
             ((200, {}, b"[" * 100000), "does not answer as Prometheus does"),
-            ((200, {"Content-Length": "9"}, b"{"), "does not answer as Prometheus does"),
+            ((200, {"Content-Length": "9"}, b"{"), "cannot be read: its answer is cut off$"),
             ((200, {}, data(data={"result": [{"metric": 5}]})), "does not answer as Prometheus does"),
+            ((200, {}, data(data={"result": [good | {"metric": {"library": 5}}]})), "no count of .* rose"),
             ((200, {}, data(data={"result": [good | {"value": [1, "NaN"]}]})), "does not answer as Prometheus does"),
             ((200, {}, data(data={"result": []})), "there is no counter python_popcon_library_used"),
             ((200, {}, data(warnings=["a store was unreachable"])), "does not know all: a store was unreachable"),
@@ -3022,6 +3111,8 @@ class TestUsage(Case):
             ((401, {}, page), "answers 401 Unauthorized$"),
             ((404, {}, b"404 page not found"), "api/v1/query answers 404 Not Found$"),
             ((503, {}, b"[]"), "answers 503 Service Unavailable$"),
+            ((503, {}, b"[" * 60000), "answers 503 Service Unavailable$"),
+            ((503, {"Transfer-Encoding": "chunked"}, b"no size"), "answers 503 Service Unavailable$"),
         ]
         for answer, said in answers:
             with self.subTest(answer=answer), Pages(lambda asked: answer) as pages:  # noqa: B023
@@ -3036,6 +3127,7 @@ class TestUsage(Case):
                 (("--metrics", f"http://127.0.0.1:{dead.port}/metrics"), "cannot be read: .*refused"),
                 (("--metrics", pages.url), "is no list of metrics, but begins '<!DOCTYPE html>"),
                 (("--metrics", "/no/such/file"), "No such file"),
+                (("--metrics", "http://[::1"), "cannot be read: Invalid IPv6 URL"),
                 (("--metrics", "/"), "Is a directory"),
                 (("--metrics", self.counted(), "--metric", "other"), "there is no counter other in /"),
                 (("--metrics", self.counted(alpha=0)), "no count of python_popcon_library_used rose"),
@@ -3048,6 +3140,17 @@ class TestUsage(Case):
         ended = self.usage("--metrics", self.counted(alpha=1), PYTHON_POPCONTEST_STATSD_PREFIX="a b")
         self.assertEqual(ended.returncode, 1)
         self.assertRegex(ended.stderr, "^popcon: PYTHON_POPCONTEST_STATSD_PREFIX='a b': must be words")
+
+    def test_no_clock_of_a_server_and_no_closed_stream_is_a_traceback(self) -> None:
+        self.install("alpha", "alpha.py")
+        for since in (1e300, -1e300):
+            ended = self.usage("--metrics", self.counted(since=since, x=1))
+            self.assertEqual((ended.returncode, "Traceback" in ended.stderr), (0, False))
+        metrics = self.counted(x=1)
+        ended = self.usage("--metrics", metrics, "--keep", "y", "--unused", before="import sys; sys.stderr = None")
+        self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, "alpha\n", ""))
+        ended = self.usage("--metrics", metrics, before="import sys; sys.stdout = None")
+        self.assertEqual((ended.returncode, ended.stderr), (1, "popcon: stdout is closed\n"))
 
     def test_a_sample_is_pointed_out(self) -> None:
         self.install("alpha", "alpha.py")
@@ -3113,6 +3216,31 @@ class TestUsage(Case):
                     self.assertRegex(ended.stderr, "^popcon: a header must read 'Name: value', .*\n$")
                     self.assertNotIn("hunter2", ended.stderr)
             self.assertEqual(pages.asked, [])
+
+    def test_a_life_of_one_sample_counts_where_ranges_leave_out_their_begin(self) -> None:
+        exporter = frozenset({"job": "popcon", "instance": "x"}.items())
+        starts = [(3.0, 1.0), (5.0, 1.0), (13.0, 11.0), (15.0, 11.0), (23.0, 21.0)]
+        once, thrice = (exporter | {("library", name)} for name in ("once", "thrice"))
+        counted = {once: [(23.0, 1.0)], thrice: [(time, 1.0) for time, _ in starts]}
+
+        def ask(query: str, **when: float) -> dict[Any, list[tuple[float, float]]]:
+            """What Prometheus 3 answers."""
+            (reach,) = (int(text) / 1000 for text in re.findall(r"\[(\d+)ms\]", query))
+            series = {exporter: starts} if "process_start" in query else counted
+            step = when.get("step", 1)
+            times = [when["time"]] if "time" in when else [when["start"] + step * count for count in range(503)]
+            found = {
+                labels: [(time, [s for s in samples if time - reach < s[0] <= time]) for time in times]
+                for labels, samples in series.items()
+            }
+            if query.startswith("process_start"):
+                return {labels: seen[0][1] for labels, seen in found.items() if seen[0][1]}
+            last = {labels: [(time, s[-1][1]) for time, s in seen if s] for labels, seen in found.items()}
+            return {labels: samples for labels, samples in last.items() if samples}
+
+        with contextlib.redirect_stderr(io.StringIO()):
+            counts, _ = popcon.counts_in_prometheus(ask, "x", "", 0.0, 40.0)
+        self.assertEqual(counts, {"once": 1, "thrice": 3})
 
     def test_ten_thousand_series_are_added_up(self) -> None:
         exporters: list[dict[str, Any]] = [
