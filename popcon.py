@@ -1917,23 +1917,27 @@ def fetch(url: str, headers: "dict[str, str]", form: "Mapping[str, object] | Non
 def prometheus(url: str, headers: "dict[str, str]") -> "Callable[..., Any]":
     """Return a function that asks Prometheus' HTTP API at the URL, under which api/v1 lies.
 
-    It takes a PromQL expression and `time`, or `start`, `end` and `step`, in seconds. It returns
-    a dictionary: of each series the labels, as a frozenset of pairs without the metric's
-    name, to a list of (time, value). Raises OSError with a sentence.
+    It takes the end point and its parameters, times in seconds. It returns a dictionary: of each
+    series the labels, as a frozenset of pairs without the metric's name, to a list of
+    (time, value). Raises OSError with a sentence.
     """
 
-    def ask(query: str, **when: float) -> "dict[frozenset[tuple[str, str]], list[tuple[float, float]]]":
-        where = f"{url.rstrip('/')}/api/v1/{'query_range' if 'step' in when else 'query'}"
-        text = fetch(where, headers, {"query": query, **when})
+    def ask(what: str, **form: object) -> "dict[Any, list[tuple[float, float]]]":
+        where = f"{url.rstrip('/')}/api/v1/{what}"
+        text = fetch(where, headers, form)
         try:
             answer = standard("json").loads(text)
             # PromQL's remarks are harmless. Thanos and Mimir say so what was out of reach.
             warnings = [text for text in answer.get("warnings", ()) if not text.startswith("PromQL")]
+            data = answer["data"]
+            if what == "series":
+                data = {"result": [{"metric": labels, "values": []} for labels in data]}
             found = {
                 frozenset(pair for pair in series["metric"].items() if pair[0] != "__name__"): [
-                    (_number(time), _number(value)) for time, value in series.get("values") or [series["value"]]
+                    (_number(time), _number(value))
+                    for time, value in (series["values"] if "values" in series else [series["value"]])
                 ]
-                for series in answer["data"]["result"]
+                for series in data["result"]
             }
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise OSError(f"{where} does not answer as Prometheus does, but {' '.join(text[:60].split())!r}") from None
@@ -1955,92 +1959,113 @@ def counts_in_prometheus(
     Takes the function that prometheus() returns, and label matchers as PromQL writes them.
     increase() would not do: it estimates, and misses the first sample of a series, so that a
     library used once shows 0, and a restart of the exporter that leads from 1 to 1. So the
-    last values of each of an exporter's lives, from one start to the next, are added up.
+    values at the end of each of an exporter's lives, from one start to the next, are added
+    up; only around those ends are samples read.
     """
 
     def selector(*matchers: str) -> str:
         return "{" + ",".join(filter(None, [f'__name__="{metric}"', match, *matchers])) + "}"
 
     def last(begin: float, end: float, *matchers: str) -> "dict[Any, float]":
-        found = ask(f"last_over_time({selector(*matchers)}{_range(begin, end)})", time=end)
+        found = ask("query", query=f"last_over_time({selector(*matchers)}{_range(begin, end)})", time=end)
         return {labels: samples[-1][1] for labels, samples in found.items() if _library(labels)}
 
-    whole = last(start, end)
-    if not whole:
+    series = {
+        labels for labels in ask("series", **{"match[]": selector(), "start": start, "end": end}) if _library(labels)
+    }
+    if not series:
         return {}, None
-    recent = last(start - REACH, start)
-    lives = exporter_lives(ask, whole, start - REACH, end)
+    reach = max(REACH, (end - start) / POINTS)
+    lives = exporter_lives(ask, series, start - REACH, end, reach)
     near: dict[Any, Any] = {}  # exporters by target: two clusters can have the same targets
     for exporter in lives:
         near.setdefault(_target(exporter), []).append(exporter)
     exporters = {  # of each series its own
         labels: max(near.get(_target(labels), [None]), key=lambda exporter: len(labels & (exporter or set())))
-        for labels in whole
+        for labels in series
     }
-    counts = dict.fromkeys(map(_library, whole), 0.0)
-    for exporter, times in lives.items():
-        own = [f"{key}={_quoted(value)}" for key, value in _target(exporter)]
-        for begin, finish in zip(times, times[1:]):
-            if finish > start:
-                opening = begin - 0.002  # Prometheus 3 leaves out what lies where a range begins
-                before = recent if begin == times[0] else last(opening, start, *own) if begin < start else {}
-                values = whole if len(times) == 2 else last(max(opening, start), finish - 0.001, *own)
-                for labels, value in values.items():
-                    if exporters.get(labels) == exporter:
-                        counts[_library(labels)] += value - before.get(labels, 0.0)
-    for labels, exporter in exporters.items():
-        if exporter is None:  # its restarts cannot be seen, so that too much is better than too little
-            counts[_library(labels)] += whole[labels]
-    if None in exporters.values():
+    counts = dict.fromkeys(map(_library, series), 0.0)
+    recent = last(start - REACH, start)
+    latest: dict[Any, float] = {}
+    seen, gap = 0.0, 0.0  # until when an exporter was, and how long none was between
+    for begin, finish, exporter in sorted((*life, exporter) for exporter, times in lives.items() for life in times):
+        gap += max(0.0, begin - max(start, seen or begin))
+        seen = max(seen, finish)
+        if finish > start:
+            own = [f"{key}={_quoted(value)}" for key, value in _target(exporter)]
+            opening = begin - 0.002  # Prometheus 3 leaves out what lies where a range begins
+            before = recent if begin <= start - REACH else last(opening, start, *own) if begin < start else {}
+            for labels, value in last(max(opening, start, finish - reach), finish + 0.001, *own).items():
+                if exporters.get(labels) == exporter:
+                    latest[labels] = value
+                    counts[_library(labels)] += value - before.get(labels, 0.0)
+    # Series without an exporter whose restarts can be seen, and those that ended before it did (as with a ttl in its
+    # mapping): too much is better than too little.
+    rest = series - latest.keys()
+    if rest:
+        for labels, value in last(start, end, _any_of("library", rest)).items():
+            if labels in rest:
+                latest[labels] = value
+                counts[_library(labels)] += value
+    if any(exporters.get(labels) is None for labels in rest & latest.keys()):
         _note("not every exporter's process_start_time_seconds is known: more is counted than this time")
+    gap += max(0.0, end - seen)
+    if lives and gap > 0.01 * (end - start) + REACH:
+        _note(f"no exporter was seen in {_duration(gap)} of this time: what was used then is not known")
     # Counters that were there at the start, or not long before, say that the counts reach back to it.
     if recent:
         return counts, start
     since, step = end, end - start
+    early = _any_of("library", sorted(latest, key=latest.__getitem__)[-9:])  # the most used were used first
     while step > 1:  # closer and closer: of so much data Prometheus tells a few hundred points only
-        begin, step = since - step, max(1.0, step / 500)
-        known = f"count(last_over_time({selector()}{_range(0, step + 0.002)}))"
-        for samples in ask(known, start=begin, end=since + step, step=step).values():
+        begin, step = since - step, max(1.0, step / POINTS)
+        known = f"count(last_over_time({selector(early)}{_range(0, step + 0.002)}))"
+        for samples in ask("query_range", query=known, start=begin, end=since + step, step=step).values():
             since = samples[0][0]
     return counts, since
 
 
 def exporter_lives(
-    ask: "Callable[..., Any]", series: "Iterable[frozenset[tuple[str, str]]]", start: float, end: float
-) -> "dict[frozenset[tuple[str, str]], list[float]]":
-    """Return when each of the exporters of these series was seen to begin anew, with start and end around it.
+    ask: "Callable[..., Any]", series: "Iterable[Any]", start: float, end: float, reach: float
+) -> "dict[Any, list[tuple[float, float]]]":
+    """Return from when to when each of the exporters of these series was seen, in each of its lives.
 
-    An exporter is known by the labels of its process_start_time_seconds.
+    An exporter is known by the labels of its process_start_time_seconds. When its last life
+    ends is known to `reach` seconds.
     """
-    escape = standard("re").escape
-    targets = [dict(_target(labels)) for labels in series]
-    clock = "process_start_time_seconds{" + ",".join(
-        f"{key}=~{_quoted('|'.join(sorted({escape(target.get(key, '')) for target in targets})))}" for key in TARGET
-    )
-    step = max(1.0, (end - start) / 500)
+    clock = f"process_start_time_seconds{{{','.join(_any_of(key, series) for key in TARGET)}}}"
+    step = max(1.0, (end - start) / POINTS)
+    query = f"last_over_time({clock}{_range(0, reach)})"
     lives = {}
-    seen = ask(f"last_over_time({clock}}}{_range(0, max(step, REACH))})", start=start, end=end + step, step=step)
-    for exporter, samples in seen.items():
-        times, first = [start], 0.0
-        if samples[0][0] > start:
-            samples.insert(0, (samples[0][0] - step, 0.0))  # between the two there may have been more
+    for exporter, samples in ask("query_range", query=query, start=start, end=end + step, step=step).items():
+        begin, finish, spans = samples[0][0], min(samples[-1][0], end), []
+        if begin > start:
+            samples.insert(0, (begin - step, 0.0))  # between the two there may have been more
         for (before, old), (after, new) in zip(samples, samples[1:]):
             if old != new:  # when exactly, and how often?
                 own = ",".join(f"{key}={_quoted(value)}" for key, value in exporter)
-                found = ask(f"process_start_time_seconds{{{own}}}{_range(before - REACH, after)}", time=after)
-                close = found.get(exporter, [])
+                query = f"process_start_time_seconds{{{own}}}{_range(before - reach, after)}"
+                close = ask("query", query=query, time=after).get(exporter, [])
+                if not old and close:
+                    begin = close[0][0]
                 for (leave, left), (enter, entered) in zip(close, close[1:]):
-                    first = first or max(start, close[0][0])
                     # Otherwise it was the machine's clock that was set right, by which Linux tells the start.
-                    restarted = left != entered and entered - left > leave - first - 2
-                    if restarted and enter > times[-1]:
-                        times.append(enter)
-                        first = enter
-        lives[exporter] = [*times, end + 0.001]
+                    restarted = left != entered and entered - left > leave - begin - 2
+                    if restarted and enter > begin:
+                        spans.append((begin, leave))
+                        begin = enter
+        lives[exporter] = [*spans, (begin, finish)]
     return lives
 
 
+POINTS = 500  # that Prometheus is asked for of a time
 TARGET = "job", "instance"  # the labels by which Prometheus tells what it fetches from
+
+
+def _any_of(key: str, series: "Iterable[Any]") -> str:
+    """Return a matcher, as PromQL writes it, for the values that the label has in the series."""
+    escape = standard("re").escape
+    return f"{key}=~{_quoted('|'.join(sorted({escape(dict(labels).get(key, '')) for labels in series})))}"
 
 
 def _target(labels: "frozenset[tuple[str, str]]") -> "frozenset[tuple[str, str]]":
@@ -2078,8 +2103,11 @@ def counts_at_exporter(source: str, headers: "dict[str, str]", metric: str) -> "
         try:
             with open(source, encoding="utf-8", errors="replace") as file:
                 text = file.read()
+            saved = os.stat(source).st_mtime
         except OSError as error:
             raise OSError(f"{source} cannot be read: {error.strerror}") from None
+        if standard("time").time() - saved > 86400:
+            _note(f"{source} was saved on {_date(saved)}: what was used since then is not in it")
     counts: dict[str, float] = {}
     since, is_known = None, False
     sample = re.compile(r'([a-zA-Z_:][\w:]*)(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+([^\s#]+)')
@@ -2357,9 +2385,9 @@ def table(rows: "Sequence[Mapping[str, Any]]", least: int, since: str) -> "Itera
         yield from counted(groups["absent"])
     yield ""
     unused = groups["unused"]
-    yield f"{len(unused)} of {len(installed)} libraries can go, {_bytes(unused)} of {_bytes(installed)}."
-    if unused:
-        yield f"Nobody has imported them since {since}, and nothing that stays needs them."
+    text = f"{len(unused)} of {len(installed)} libraries can go, {_bytes(unused)} of {_bytes(installed)}. Counted since {since}"
+    text += ": nobody imported them in this time, and nothing that stays needs them." if unused else "."
+    yield from standard("textwrap").wrap(text, width)
 
 
 def _bytes(rows: "Iterable[Mapping[str, Any]]") -> str:

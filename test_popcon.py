@@ -3082,40 +3082,51 @@ class TestUsage(Case):
         self.assertRegex(seen("stderr", slow), r"^(\r\x1b\[Kreading what is installed \.\.\.)+\r\x1b\[K$")
 
     def test_odd_answers_get_one_sentence_and_no_traceback(self) -> None:
-        good = {"metric": {"library": "alpha"}, "value": [1, "2"]}
+        def series(*labels: Any, **more: Any) -> bytes:
+            return json.dumps({"status": "success", "data": labels} | more).encode()
 
-        def data(**answer: Any) -> bytes:
-            return json.dumps({"status": "success", "data": {"result": [good]}} | answer).encode()
+        def result(**series: Any) -> bytes:
+            return json.dumps({"status": "success", "data": {"result": [series]}}).encode()
 
+        good = {"library": "alpha"}
         page = b"<!DOCTYPE html><title>Log in</title>"
-        answers: list[tuple[tuple[int, dict[str, str], bytes], str]] = [
+        answers: list[tuple[Any, str]] = [  # what is answered to a question for the series, and to others
             (
                 (302, {"Location": "https://login.example/\33[2J"}, b""),
                 r"redirects to https://login.example/ \[2J; .*--header",
             ),
             ((200, {}, page), "does not answer as Prometheus does, but '<!DOCTYPE html>"),
             ((200, {}, b""), "does not answer as Prometheus does"),
-            ((200, {}, data()[:-20]), "does not answer as Prometheus does"),
+            ((200, {}, series(good)[:-2]), "does not answer as Prometheus does"),
             ((200, {}, b"[1, 2]"), "does not answer as Prometheus does"),
             ((200, {}, b"[" * 100000), "does not answer as Prometheus does"),
             ((200, {"Content-Length": "9"}, b"{"), "cannot be read: its answer is cut off$"),
-            ((200, {}, data(data={"result": [{"metric": 5}]})), "does not answer as Prometheus does"),
-            ((200, {}, data(data={"result": [good | {"metric": {"library": 5}}]})), "no count of .* rose"),
-            ((200, {}, data(data={"result": [good | {"value": [1, "NaN"]}]})), "does not answer as Prometheus does"),
-            ((200, {}, data(data={"result": []})), "there is no counter python_popcon_library_used"),
-            ((200, {}, data(warnings=["a store was unreachable"])), "does not know all: a store was unreachable"),
+            ((200, {}, series(5)), "does not answer as Prometheus does"),
+            ((200, {}, series({"library": 5}, {"library": [good]})), "does not answer as Prometheus does"),
+            ((200, {}, series({"library": 5}), result()), "does not answer as Prometheus does"),
+            ((200, {}, series(good), result(metric=good, value=[1, "NaN"])), "does not answer as Prometheus does"),
+            ((200, {}, series(good), b'{"data": {"result": []}}'), "no count of .* rose"),
+            ((200, {}, series()), "there is no counter python_popcon_library_used"),
+            (
+                (200, {}, series(good, warnings=["a store was unreachable"])),
+                "does not know all: a store was unreachable",
+            ),
             (
                 (400, {}, b'{"status":"error","error":"parse error: unexpected"}'),
                 "answers 400 .*: parse error: unexpected",
             ),
             ((401, {}, page), "answers 401 Unauthorized$"),
-            ((404, {}, b"404 page not found"), "api/v1/query answers 404 Not Found$"),
+            ((404, {}, b"404 page not found"), "api/v1/series answers 404 Not Found$"),
             ((503, {}, b"[]"), "answers 503 Service Unavailable$"),
             ((503, {}, b"[" * 60000), "answers 503 Service Unavailable$"),
             ((503, {"Transfer-Encoding": "chunked"}, b"no size"), "answers 503 Service Unavailable$"),
         ]
         for answer, said in answers:
-            with self.subTest(answer=answer), Pages(lambda asked: answer) as pages:  # noqa: B023
+
+            def answered(asked: str, answer: Any = answer) -> Any:
+                return *answer[:2], answer[2 if "/series" in asked else -1]
+
+            with self.subTest(answer=answer), Pages(answered) as pages:
                 ended = self.usage("--prometheus", pages.url)
                 self.assertEqual((ended.returncode, ended.stdout), (1, ""))
                 self.assertRegex(ended.stderr, r"^popcon: [^\n]*\n$")
@@ -3206,7 +3217,7 @@ class TestUsage(Case):
                 )
                 ((path, headers),) = pages.asked
                 pages.asked.clear()
-                self.assertTrue(path.startswith("/tenant/api/v1/query?query="), path)
+                self.assertTrue(path.startswith("/tenant/api/v1/series?match%5B%5D="), path)
                 self.assertEqual((headers["Authorization"], headers["X-Scope-Orgid"]), (secret, "a"))
                 self.assertNotIn("hunter2", ended.stderr)
             for text in ("hunter2", "Authorization hunter2", "X: hunter2\nY: 1", "X: hunter2\u20ac", "a b: hunter2"):
@@ -3223,8 +3234,10 @@ class TestUsage(Case):
         once, thrice = (exporter | {("library", name)} for name in ("once", "thrice"))
         counted = {once: [(23.0, 1.0)], thrice: [(time, 1.0) for time, _ in starts]}
 
-        def ask(query: str, **when: float) -> dict[Any, list[tuple[float, float]]]:
+        def ask(what: str, query: str = "", **when: Any) -> dict[Any, list[tuple[float, float]]]:
             """What Prometheus 3 answers."""
+            if what == "series":
+                return {labels: [] for labels in counted}
             (reach,) = (int(text) / 1000 for text in re.findall(r"\[(\d+)ms\]", query))
             series = {exporter: starts} if "process_start" in query else counted
             step = when.get("step", 1)
@@ -3256,13 +3269,16 @@ class TestUsage(Case):
         def answer(asked: str) -> tuple[int, dict[str, str], bytes]:
             form = dict(urllib.parse.parse_qsl(asked.partition("?")[2]))
             found: list[dict[str, Any]] = []
+            if "match[]" in form:
+                body = {"data": [one["metric"] for one in series]}
+                return 200, {}, json.dumps(body).encode()
             if "process_start_time" in form["query"]:
                 start = float(form["start"])
                 found = [{"metric": exporter, "values": [[start, "5"], [now, "5"]]} for exporter in exporters]
             elif "count(" in form["query"]:
                 found = [{"metric": {}, "values": [[form["start"], "1"]]}]
             elif float(form["time"]) > now:
-                found = series
+                found = [one for one in series if f'"{one["metric"]["instance"]}"' in form["query"]]
             return 200, {}, json.dumps({"status": "success", "data": {"result": found}}).encode()
 
         with Pages(answer) as pages:
@@ -3327,7 +3343,7 @@ class TestUsage(Case):
                 ask = popcon.prometheus(prometheus, {})
                 with contextlib.redirect_stderr(io.StringIO()) as stderr:
                     forgetful = popcon.counts_in_prometheus(
-                        lambda query, **when: {} if "process_start" in query else ask(query, **when),
+                        lambda what, **form: {} if "process_start" in form.get("query", "") else ask(what, **form),
                         "python_popcon_library_used",
                         "",
                         start,
@@ -3462,7 +3478,7 @@ class TestReadme(Case):
         self.assertEqual((ended.returncode, ended.stdout), (0, ""))
         self.assertRegex(ended.stderr, "(?m)^json +not counted: standard library$")
         for line in re.findall("python -m popcon usage (.*)\n", "".join(shell)):
-            with Pages(lambda asked: (200, {}, b'{"data": {"result": []}}')) as pages:
+            with Pages(lambda asked: (200, {}, b'{"data": []}')) as pages:
                 arguments = shlex.split(line.partition(" >")[0].replace("http://prometheus:9090", pages.url))
                 ended = self.usage(*arguments)
             self.assertEqual((ended.returncode, ended.stdout), (1, ""))
