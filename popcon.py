@@ -30,6 +30,7 @@ and what all of them have used, and which libraries can go, with `python -m popc
 
 The file reads along the way of the data: sys.modules, the files executed since
 the baseline, the libraries that own them, statsd lines, datagrams, the socket.
+The command line comes last, and is compiled only where it is run.
 """
 
 # Every process pays for what is imported here: nothing that a bare interpreter
@@ -1069,8 +1070,30 @@ def _report_after_cell() -> None:
 
 # ---- the command line ---------------------------------------------------------------
 
-# What a child of selftest runs: the library's folder and this very file are its arguments.
-CHILD = """\
+
+def main(arguments: "Sequence[str] | None" = None) -> int:
+    """Run the command line, and return the exit status; wrong usage exits with 2."""
+    load_command_line()
+    return run_command_line(arguments)
+
+
+def load_command_line() -> None:
+    """Compile and run what stands below, unless that is done.
+
+    Every start of Python loads the bytecode of this file, and would pay for the command line, which few
+    processes run. __debug__ is a constant: the compiler leaves out of the bytecode what it knows to be
+    out of reach. With optimize=1, as under python -O, it is not.
+    """
+    if "selftest" not in globals():
+        ast = standard("ast")
+        tree = ast.parse("".join(standard("linecache").getlines(__file__, globals())))
+        tree.body = [node for node in tree.body if isinstance(node, ast.If) and "__debug__" in ast.dump(node.test)]
+        exec(compile(tree, __file__, "exec", optimize=1), globals())
+
+
+if not __debug__:
+    # What a child of selftest runs: the library's folder and this very file are its arguments.
+    CHILD = """\
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from importlib.util import module_from_spec, spec_from_file_location
@@ -1083,295 +1106,283 @@ print((time.perf_counter() - start) * 1e3)
 import popcon_selftest
 """
 
+    def selftest() -> int:
+        """Prove the whole way from an import to a datagram, and print what is in force.
 
-def selftest() -> int:
-    """Prove the whole way from an import to a datagram, and print what is in force.
+        Returns 0, or 1 if something is an error. Needs no server, leaves nothing behind.
+        """
+        worst = 0
+        checks = [_check_python, _check_way, _check_bytecode, _check_activation]
+        checks += [_check_settings, _check_server, _check_libraries, _check_cost]
+        for check in checks:
+            lines = []
+            try:
+                for line in check():
+                    lines.append(line)
+            except Exception as error:
+                lines.append(("error", check.__name__[7:], f"{type(error).__name__}: {error}"))
+            for state, what, text in lines:
+                print(f"{state:9}{what:13}{text}", flush=True)
+                worst |= state == "error"
+        return worst
 
-    Returns 0, or 1 if something is an error. Needs no server, leaves nothing behind.
-    """
-    worst = 0
-    checks = [_check_python, _check_way, _check_bytecode, _check_activation]
-    checks += [_check_settings, _check_server, _check_libraries, _check_cost]
-    for check in checks:
-        lines = []
-        try:
-            for line in check():
-                lines.append(line)
-        except Exception as error:
-            lines.append(("error", check.__name__[7:], f"{type(error).__name__}: {error}"))
-        for state, what, text in lines:
-            print(f"{state:9}{what:13}{text}", flush=True)
-            worst |= state == "error"
-    return worst
+    def _check_python() -> "Iterator[tuple[str, str, str]]":
+        yield "ok", "popcon", f"{__version__}, {os.path.abspath(__file__)}"
+        yield "ok", "python", f"{sys.version.split()[0]}, environment {sys.prefix}"
 
+    def _trial(program: "Callable[[str], list[str]]") -> "tuple[Any, bytes]":
+        """Run a child that imports a throw-away library, and return how it ended and what it reported.
 
-def _check_python() -> "Iterator[tuple[str, str, str]]":
-    yield "ok", "popcon", f"{__version__}, {os.path.abspath(__file__)}"
-    yield "ok", "python", f"{sys.version.split()[0]}, environment {sys.prefix}"
-
-
-def _trial(program: "Callable[[str], list[str]]") -> "tuple[Any, bytes]":
-    """Run a child that imports a throw-away library, and return how it ended and what it reported.
-
-    Takes what makes the interpreter's arguments of the library's folder. The child
-    reports to a receiver on the loopback interface, with no other setting.
-    """
-    info = "popcon_selftest-1.dist-info/"
-    library = {
-        "popcon_selftest/__init__.py": "",
-        info + "METADATA": "Metadata-Version: 2.1\nName: popcon_selftest\nVersion: 1\n",
-        info + "RECORD": f"popcon_selftest/__init__.py,,\n{info}METADATA,,\n{info}RECORD,,\n",
-    }
-    socket, tempfile = standard("_socket"), standard("tempfile")
-    receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    try:
-        receiver.bind(("127.0.0.1", 0))
-        receiver.settimeout(0.5)  # the loopback interface delivers before the child has ended
-        environ = {
-            name: value
-            for name, value in os.environ.items()
-            if name != "DO_NOT_TRACK" and not name.startswith("PYTHON_POPCONTEST")
+        Takes what makes the interpreter's arguments of the library's folder. The child
+        reports to a receiver on the loopback interface, with no other setting.
+        """
+        info = "popcon_selftest-1.dist-info/"
+        library = {
+            "popcon_selftest/__init__.py": "",
+            info + "METADATA": "Metadata-Version: 2.1\nName: popcon_selftest\nVersion: 1\n",
+            info + "RECORD": f"popcon_selftest/__init__.py,,\n{info}METADATA,,\n{info}RECORD,,\n",
         }
-        environ["PYTHON_POPCONTEST_STATSD_HOST"] = "127.0.0.1"
-        environ["PYTHON_POPCONTEST_STATSD_PORT"] = str(receiver.getsockname()[1])
+        socket, tempfile = standard("_socket"), standard("tempfile")
+        receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
-            with tempfile.TemporaryDirectory(prefix="popcon-") as folder:
-                for path, text in library.items():
-                    os.makedirs(os.path.dirname(os.path.join(folder, path)), exist_ok=True)
-                    with open(os.path.join(folder, path), "w", encoding="utf-8") as file:
-                        file.write(text)
-                environ["IPYTHONDIR"] = os.path.join(folder, "ipython")
-                child = _run_child(program(folder), environ, folder)
-        except OSError as error:
-            if not hasattr(os, "memfd_create"):
-                raise OSError(f"no place for a throw-away library: {error}") from None
-            # Nothing here can be written: a zip file in memory serves as well.
-            with open(os.memfd_create("popcon"), "w+b") as memory:
-                with standard("zipfile").ZipFile(memory, "w") as archive:
+            receiver.bind(("127.0.0.1", 0))
+            receiver.settimeout(0.5)  # the loopback interface delivers before the child has ended
+            environ = {
+                name: value
+                for name, value in os.environ.items()
+                if name != "DO_NOT_TRACK" and not name.startswith("PYTHON_POPCONTEST")
+            }
+            environ["PYTHON_POPCONTEST_STATSD_HOST"] = "127.0.0.1"
+            environ["PYTHON_POPCONTEST_STATSD_PORT"] = str(receiver.getsockname()[1])
+            try:
+                with tempfile.TemporaryDirectory(prefix="popcon-") as folder:
                     for path, text in library.items():
-                        archive.writestr(path, text)
-                memory.flush()
-                child = _run_child(program(f"/proc/self/fd/{memory.fileno()}"), environ, "/", (memory.fileno(),))
-        try:
-            return child, receiver.recv(65536)
-        except OSError:
-            return child, b""
-    finally:
-        receiver.close()
+                        os.makedirs(os.path.dirname(os.path.join(folder, path)), exist_ok=True)
+                        with open(os.path.join(folder, path), "w", encoding="utf-8") as file:
+                            file.write(text)
+                    environ["IPYTHONDIR"] = os.path.join(folder, "ipython")
+                    child = _run_child(program(folder), environ, folder)
+            except OSError as error:
+                if not hasattr(os, "memfd_create"):
+                    raise OSError(f"no place for a throw-away library: {error}") from None
+                # Nothing here can be written: a zip file in memory serves as well.
+                with open(os.memfd_create("popcon"), "w+b") as memory:
+                    with standard("zipfile").ZipFile(memory, "w") as archive:
+                        for path, text in library.items():
+                            archive.writestr(path, text)
+                    memory.flush()
+                    child = _run_child(program(f"/proc/self/fd/{memory.fileno()}"), environ, "/", (memory.fileno(),))
+            try:
+                return child, receiver.recv(65536)
+            except OSError:
+                return child, b""
+        finally:
+            receiver.close()
 
-
-def _run_child(
-    arguments: "list[str]", environ: "dict[str, str]", folder: str, descriptors: "tuple[int, ...]" = ()
-) -> "Any":
-    """Run this interpreter as it was run, with other arguments, and return what subprocess.run() returns."""
-    if not sys.executable:
-        raise OSError("this Python does not know its own executable")
-    flags = (
-        ["-B"]
-        + ["-I"] * sys.flags.isolated
-        + ["-S"] * sys.flags.no_site
-        + [f"-W{option}" for option in sys.warnoptions]
-    )
-    return standard("subprocess").run(
-        [sys.executable, *flags, *arguments],
-        env=environ,
-        cwd=folder,
-        pass_fds=descriptors,
-        stdin=-3,
-        stdout=-1,
-        stderr=-1,
-        timeout=60,
-    )  # -3 is DEVNULL, -1 is PIPE
-
-
-def _check_way() -> "Iterator[tuple[str, str, str]]":
-    """Import a throw-away library in a child, and receive what the child reports."""
-    expected = b"python_popcon.library_used.popcon-selftest:1|c"
-    child, received = _trial(lambda library: ["-c", CHILD, library, os.path.abspath(__file__)])
-    if child.returncode or child.stderr:
-        said = child.stderr.decode(errors="replace").strip()
-        yield "error", "reporting", f"the child ended with status {child.returncode} and said {said!r}"
-        return
-    if received == expected:
-        yield "ok", "reporting", f"a process imported a library, and sent {received.decode()}"
-    elif received:
-        yield "error", "reporting", f"the child sent {received!r} instead of {expected!r}"
-    else:
-        yield "error", "reporting", "the child reported nothing; a firewall on the loopback interface?"
-    compiled = os.path.exists(standard("importlib.util").cache_from_source(__file__))
-    yield "ok", "start-up", f"{float(child.stdout):.1f} ms{'' if compiled else ', most of it to compile popcon.py'}"
-
-
-def _check_bytecode() -> "Iterator[tuple[str, str, str]]":
-    """See that Python need not compile the file that processes here import, each time anew."""
-    path = imported_popcon()
-    if not path:
-        yield (
-            "warning",
-            "import",
-            f"Python does not import popcon from {os.path.dirname(os.path.abspath(__file__))} when it runs elsewhere; "
-            "`install --vendor` puts it where it is found",
+    def _run_child(
+        arguments: "list[str]", environ: "dict[str, str]", folder: str, descriptors: "tuple[int, ...]" = ()
+    ) -> "Any":
+        """Run this interpreter as it was run, with other arguments, and return what subprocess.run() returns."""
+        if not sys.executable:
+            raise OSError("this Python does not know its own executable")
+        flags = (
+            ["-B"]
+            + ["-I"] * sys.flags.isolated
+            + ["-S"] * sys.flags.no_site
+            + [f"-W{option}" for option in sys.warnoptions]
         )
-        return
-    compiled = standard("importlib.util").cache_from_source(path)
-    state, text = "ok", compiled
-    if not os.path.exists(compiled):
-        try:
-            standard("py_compile").compile(path, doraise=True)
-        except Exception as error:
-            state, text = "warning", f"every start compiles {path} anew, which takes longer than all else: {error}"
-    yield state, "bytecode", text
+        return standard("subprocess").run(
+            [sys.executable, *flags, *arguments],
+            env=environ,
+            cwd=folder,
+            pass_fds=descriptors,
+            stdin=-3,
+            stdout=-1,
+            stderr=-1,
+            timeout=60,
+        )  # -3 is DEVNULL, -1 is PIPE
 
-
-def _check_activation() -> "Iterator[tuple[str, str, str]]":
-    """Try out what is switched on here, and look for what was left over."""
-    code = "import sys; sys.path.insert(0, {!r}); import popcon_selftest"
-    _, received = _trial(lambda library: ["-c", code.format(library)])
-    yield (
-        "ok",
-        "processes",
-        "each reports" if received else "do not report by themselves; `install --all-processes` lets each",
-    )
-    has_ipython = standard("importlib.util").find_spec("IPython") is not None
-    if has_ipython:
-        child, received = _trial(
-            lambda library: ["-m", "IPython", "--no-banner", "--quick", "-c", code.format(library)]
-        )
-        lost = "" if not child.returncode else f" (IPython ended with status {child.returncode})"
-        yield (
-            ("ok", "IPython", "each session reports")
-            if received
-            else ("warning", "IPython", f"does not report; `install` lets each session{lost}")
-        )
-    everywhere = [list(activation_files(version))[1] for version in ((3, 17), (3, 18))]
-    site = [path for path in everywhere if os.path.exists(path)]
-    startups = []
-    for prefix in dict.fromkeys((os.path.join(sys.prefix, "etc"), "/usr/local/etc", "/etc")):
-        folder = os.path.join(prefix, "ipython", "startup")
-        try:
-            startups += [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".py")]
-        except OSError:
-            pass  # not there
-    ours = [path for path in startups if b"import popcon" in _read(path)]
-    for double in (site, ours):
-        if len(double) > 1:
-            yield "warning", "left over", f"one of these is enough: {', '.join(double)}"
-    if (site or ours) and not imported_popcon():
-        yield "warning", "left over", f"popcon itself is gone, but not {', '.join([*site, *ours])}"
-    for path in filter(os.path.exists, journals()):
-        yield "warning", "left over", f"an install was cut short, `uninstall` removes what it wrote: see {path}"
-    for path in startups:
-        if b"popularity_contest" in _read(path):
-            yield "warning", "left over", f"{path} counts with popularity-contest, too"
-
-
-def _check_settings() -> "Iterator[tuple[str, str, str]]":
-    for name in SETTINGS:
-        what = name.rpartition("STATSD_")[2].lower().replace("_", " ")
-        try:
-            value = setting(name)
-        except ValueError as error:
-            yield "error", what, f"{error}; nothing is sent"
-            continue
-        if value:
-            yield "ok", what, f"{value}" + ("" if os.environ.get(name) else f", the default; {name} is not set")
+    def _check_way() -> "Iterator[tuple[str, str, str]]":
+        """Import a throw-away library in a child, and receive what the child reports."""
+        expected = b"python_popcon.library_used.popcon-selftest:1|c"
+        child, received = _trial(lambda library: ["-c", CHILD, library, os.path.abspath(__file__)])
+        if child.returncode or child.stderr:
+            said = child.stderr.decode(errors="replace").strip()
+            yield "error", "reporting", f"the child ended with status {child.returncode} and said {said!r}"
+            return
+        if received == expected:
+            yield "ok", "reporting", f"a process imported a library, and sent {received.decode()}"
+        elif received:
+            yield "error", "reporting", f"the child sent {received!r} instead of {expected!r}"
         else:
-            yield "warning", what, f"{name} is not set: nothing is sent"
-    if "DO_NOT_TRACK" in os.environ:
-        state = "ok" if os.environ["DO_NOT_TRACK"] == "0" else "warning"
+            yield "error", "reporting", "the child reported nothing; a firewall on the loopback interface?"
+        compiled = os.path.exists(standard("importlib.util").cache_from_source(__file__))
+        yield "ok", "start-up", f"{float(child.stdout):.1f} ms{'' if compiled else ', most of it to compile popcon.py'}"
+
+    def _check_bytecode() -> "Iterator[tuple[str, str, str]]":
+        """See that Python need not compile the file that processes here import, each time anew."""
+        path = imported_popcon()
+        if not path:
+            yield (
+                "warning",
+                "import",
+                f"Python does not import popcon from {os.path.dirname(os.path.abspath(__file__))} when it runs elsewhere; "
+                "`install --vendor` puts it where it is found",
+            )
+            return
+        compiled = standard("importlib.util").cache_from_source(path)
+        state, text = "ok", compiled
+        if not os.path.exists(compiled):
+            try:
+                standard("py_compile").compile(path, doraise=True)
+            except Exception as error:
+                state, text = "warning", f"every start compiles {path} anew, which takes longer than all else: {error}"
+        yield state, "bytecode", text
+
+    def _check_activation() -> "Iterator[tuple[str, str, str]]":
+        """Try out what is switched on here, and look for what was left over."""
+        code = "import sys; sys.path.insert(0, {!r}); import popcon_selftest"
+        _, received = _trial(lambda library: ["-c", code.format(library)])
         yield (
-            state,
-            "do not track",
-            f"DO_NOT_TRACK={os.environ['DO_NOT_TRACK']}" + (": nothing is sent" if state == "warning" else ""),
+            "ok",
+            "processes",
+            "each reports" if received else "do not report by themselves; `install --all-processes` lets each",
         )
-    if debugging():
-        yield "ok", "debug", "PYTHON_POPCONTEST_DEBUG is set: every process says what it sends"
-    for name in sorted(os.environ):
-        if name.startswith("PYTHON_POPCONTEST") and name not in {*SETTINGS, "PYTHON_POPCONTEST_DEBUG", HEADER}:
-            yield "warning", "unknown", f"{name} is no setting of popcon"
+        has_ipython = standard("importlib.util").find_spec("IPython") is not None
+        if has_ipython:
+            child, received = _trial(
+                lambda library: ["-m", "IPython", "--no-banner", "--quick", "-c", code.format(library)]
+            )
+            lost = "" if not child.returncode else f" (IPython ended with status {child.returncode})"
+            yield (
+                ("ok", "IPython", "each session reports")
+                if received
+                else ("warning", "IPython", f"does not report; `install` lets each session{lost}")
+            )
+        everywhere = [list(activation_files(version))[1] for version in ((3, 17), (3, 18))]
+        site = [path for path in everywhere if os.path.exists(path)]
+        startups = []
+        for prefix in dict.fromkeys((os.path.join(sys.prefix, "etc"), "/usr/local/etc", "/etc")):
+            folder = os.path.join(prefix, "ipython", "startup")
+            try:
+                startups += [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".py")]
+            except OSError:
+                pass  # not there
+        ours = [path for path in startups if b"import popcon" in _read(path)]
+        for double in (site, ours):
+            if len(double) > 1:
+                yield "warning", "left over", f"one of these is enough: {', '.join(double)}"
+        if (site or ours) and not imported_popcon():
+            yield "warning", "left over", f"popcon itself is gone, but not {', '.join([*site, *ours])}"
+        for path in filter(os.path.exists, journals()):
+            yield "warning", "left over", f"an install was cut short, `uninstall` removes what it wrote: see {path}"
+        for path in startups:
+            if b"popularity_contest" in _read(path):
+                yield "warning", "left over", f"{path} counts with popularity-contest, too"
 
+    def _check_settings() -> "Iterator[tuple[str, str, str]]":
+        for name in SETTINGS:
+            what = name.rpartition("STATSD_")[2].lower().replace("_", " ")
+            try:
+                value = setting(name)
+            except ValueError as error:
+                yield "error", what, f"{error}; nothing is sent"
+                continue
+            if value:
+                yield "ok", what, f"{value}" + ("" if os.environ.get(name) else f", the default; {name} is not set")
+            else:
+                yield "warning", what, f"{name} is not set: nothing is sent"
+        if "DO_NOT_TRACK" in os.environ:
+            state = "ok" if os.environ["DO_NOT_TRACK"] == "0" else "warning"
+            yield (
+                state,
+                "do not track",
+                f"DO_NOT_TRACK={os.environ['DO_NOT_TRACK']}" + (": nothing is sent" if state == "warning" else ""),
+            )
+        if debugging():
+            yield "ok", "debug", "PYTHON_POPCONTEST_DEBUG is set: every process says what it sends"
+        for name in sorted(os.environ):
+            if name.startswith("PYTHON_POPCONTEST") and name not in {*SETTINGS, "PYTHON_POPCONTEST_DEBUG", HEADER}:
+                yield "warning", "unknown", f"{name} is no setting of popcon"
 
-def _check_server() -> "Iterator[tuple[str, str, str]]":
-    """Look whether a server listens, with an empty datagram, which adds to no counter."""
-    try:
-        host, port = setting("PYTHON_POPCONTEST_STATSD_HOST"), setting("PYTHON_POPCONTEST_STATSD_PORT")
-    except ValueError:
-        return  # told by _check_settings()
-    if not host:
-        return
-    try:
-        family, address = addresses(host, port)[0]
-    except OSError as error:
-        yield "error", "server", f"{host} leads to no address: {error}"
-        return
-    where = f"{host} is {address[0]}, " if host != address[0] else ""
-    try:
-        probe(family, address, b"", 0.5)
-    except TimeoutError:
-        yield "ok", "server", f"{where}port {port} does not refuse (more can't be known of UDP)"
-    except ConnectionRefusedError:
-        yield "error", "server", f"{where}nothing listens on UDP port {port} there"
-    except OSError as error:
-        yield "error", "server", f"{where}not reached: {error}"
-
-
-def _check_libraries() -> "Iterator[tuple[str, str, str]]":
-    """Count what is installed on sys.path, and what of it could ever be counted."""
-    suffixes = tuple(suffix.encode() for suffix in standard("importlib.machinery").all_suffixes())
-    names, matched, broken = set(), set(), []
-    modules: dict[str, list[str]] = {}  # of a folder where a RECORD is missing
-    for info in dict.fromkeys(installed_metadata()):
-        folder = os.path.dirname(info)
+    def _check_server() -> "Iterator[tuple[str, str, str]]":
+        """Look whether a server listens, with an empty datagram, which adds to no counter."""
         try:
-            name, lines = library_name(info), record_lines(_read(f"{info}{os.sep}RECORD"))
-        except Exception as error:
-            broken.append(f"{info} ({error})")
-            continue
-        paths = (line.partition(b",")[0] for line in lines)
-        if not name:
-            if not _read(f"{info}{os.sep}direct_url.json") and (lines or folder.endswith("-packages")):
-                broken.append(f"{info} (no valid name)")
-            continue
-        names.add(name)
-        if any(path.endswith(suffixes) and not path.startswith((b"..", b"/")) for path in paths):
-            matched.add(name)
-        elif not lines and os.path.basename(folder) in ("site-packages", "dist-packages"):
-            for entry in os.listdir(folder) if folder not in modules else ():
-                package = "/__init__.py" if os.path.isdir(os.path.join(folder, entry)) else ""
-                modules.setdefault(folder, []).extend([entry + package] * (not metadata_folders(folder, [entry])))
-            inner = [f"{name.replace('-', os.sep)}/__init__.py"]  # google/auth
-            inner *= os.path.exists(os.path.join(folder, *inner))
-            matched |= _owners_by_name([info], modules[folder] + inner)
-    rest = sorted(names - matched)
-    yield (
-        "ok",
-        "libraries",
-        f"{len(names)} installed, {len(matched & names)} can be matched to modules"
-        + (f"; not {', '.join(rest[:8])}{' and others' if rest[8:] else ''}" if rest else ""),
-    )
-    for text in broken:
-        yield "warning", "metadata", f"cannot be read, never counted: {text}"
+            host, port = setting("PYTHON_POPCONTEST_STATSD_HOST"), setting("PYTHON_POPCONTEST_STATSD_PORT")
+        except ValueError:
+            return  # told by _check_settings()
+        if not host:
+            return
+        try:
+            family, address = addresses(host, port)[0]
+        except OSError as error:
+            yield "error", "server", f"{host} leads to no address: {error}"
+            return
+        where = f"{host} is {address[0]}, " if host != address[0] else ""
+        try:
+            probe(family, address, b"", 0.5)
+        except TimeoutError:
+            yield "ok", "server", f"{where}port {port} does not refuse (more can't be known of UDP)"
+        except ConnectionRefusedError:
+            yield "error", "server", f"{where}nothing listens on UDP port {port} there"
+        except OSError as error:
+            yield "error", "server", f"{where}not reached: {error}"
 
+    def _check_libraries() -> "Iterator[tuple[str, str, str]]":
+        """Count what is installed on sys.path, and what of it could ever be counted."""
+        suffixes = tuple(suffix.encode() for suffix in standard("importlib.machinery").all_suffixes())
+        names, matched, broken = set(), set(), []
+        modules: dict[str, list[str]] = {}  # of a folder where a RECORD is missing
+        for info in dict.fromkeys(installed_metadata()):
+            folder = os.path.dirname(info)
+            try:
+                name, lines = library_name(info), record_lines(_read(f"{info}{os.sep}RECORD"))
+            except Exception as error:
+                broken.append(f"{info} ({error})")
+                continue
+            paths = (line.partition(b",")[0] for line in lines)
+            if not name:
+                if not _read(f"{info}{os.sep}direct_url.json") and (lines or folder.endswith("-packages")):
+                    broken.append(f"{info} (no valid name)")
+                continue
+            names.add(name)
+            if any(path.endswith(suffixes) and not path.startswith((b"..", b"/")) for path in paths):
+                matched.add(name)
+            elif not lines and os.path.basename(folder) in ("site-packages", "dist-packages"):
+                for entry in os.listdir(folder) if folder not in modules else ():
+                    package = "/__init__.py" if os.path.isdir(os.path.join(folder, entry)) else ""
+                    modules.setdefault(folder, []).extend([entry + package] * (not metadata_folders(folder, [entry])))
+                inner = [f"{name.replace('-', os.sep)}/__init__.py"]  # google/auth
+                inner *= os.path.exists(os.path.join(folder, *inner))
+                matched |= _owners_by_name([info], modules[folder] + inner)
+        rest = sorted(names - matched)
+        yield (
+            "ok",
+            "libraries",
+            f"{len(names)} installed, {len(matched & names)} can be matched to modules"
+            + (f"; not {', '.join(rest[:8])}{' and others' if rest[8:] else ''}" if rest else ""),
+        )
+        for text in broken:
+            yield "warning", "metadata", f"cannot be read, never counted: {text}"
 
-def _check_cost() -> "Iterator[tuple[str, str, str]]":
-    """Time the search for the owner of a module in each folder of sys.path."""
-    clock = standard("time").perf_counter
-    files = {
-        os.path.join(folder, "popcon_selftest.py"): "popcon_selftest"
-        for folder in import_path()
-        if os.path.isdir(folder)
-    }
-    start = clock()
-    libraries(executed_files(dict(sys.modules)) | files)
-    yield "ok", "exit", f"{(clock() - start) * 1e3:.1f} ms for a process that used a library"
+    def _check_cost() -> "Iterator[tuple[str, str, str]]":
+        """Time the search for the owner of a module in each folder of sys.path."""
+        clock = standard("time").perf_counter
+        files = {
+            os.path.join(folder, "popcon_selftest.py"): "popcon_selftest"
+            for folder in import_path()
+            if os.path.isdir(folder)
+        }
+        start = clock()
+        libraries(executed_files(dict(sys.modules)) | files)
+        yield "ok", "exit", f"{(clock() - start) * 1e3:.1f} ms for a process that used a library"
 
+    # What the activation files say of themselves: by it install and uninstall know their own.
+    MARK = "# popcon counts which installed libraries are used, and nothing about who uses them."
+    REMOVE = "# `python -m popcon uninstall` removes this file, and what else was made with it:"
+    MADE = "#     "
 
-# What the activation files say of themselves: by it install and uninstall know their own.
-MARK = "# popcon counts which installed libraries are used, and nothing about who uses them."
-REMOVE = "# `python -m popcon uninstall` removes this file, and what else was made with it:"
-MADE = "#     "
-
-STARTUP = """\
+    STARTUP = """\
 try:
     import popcon
     popcon.setup_reporter()
@@ -1379,1224 +1390,1199 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
     pass
 """
 
-# In a .pth file only a line that begins with import is run.
-PTH = """import sys; exec("try: import popcon; popcon.setup_reporter()\\nexcept Exception: pass")\n"""
-
-
-def activation_files(version: "tuple[int, ...]" = sys.version_info[:2]) -> "dict[str, str]":
-    """Map the paths of the activation files of this environment to what they run; the first is IPython's.
-
-    From Python 3.18 on, import lines in .pth files are ignored, and .start files
-    (PEP 829) are read instead; up to 3.17 such a file is not silent when popcon is gone.
-    """
-    site = standard("sysconfig").get_path("purelib")
-    everywhere = {"popcon.start": "popcon:setup_reporter\n"} if version >= (3, 18) else {"popcon.pth": PTH}
-    return {os.path.join(sys.prefix, "etc", "ipython", "startup", "000-popcon.py"): STARTUP} | {
-        os.path.join(site, name): text for name, text in everywhere.items()
-    }
-
-
-def made_by_install(path: str) -> "list[str] | None":
-    """Return the paths that an activation file lists as made with it, None if popcon did not write the file.
-
-    They are listed relative to sys.prefix, for an environment may be copied or moved.
-    """
-    lines = os.fsdecode(_read(path)).split("\n")
-    if lines[:1] != [MARK]:
-        return None
-    return [os.path.normpath(os.path.join(sys.prefix, line[len(MADE) :])) for line in lines if line.startswith(MADE)]
-
-
-def listing(made: "Iterable[str]") -> bytes:
-    """Return what made_by_install() reads."""
-    return os.fsencode("\n".join([MARK, REMOVE, *(MADE + os.path.relpath(path, sys.prefix) for path in made), ""]))
-
-
-def journals() -> "list[str]":
-    """Return where install() may list what it is about to make, while it does: in a folder that was there before."""
-    parts = ("etc", "ipython", "startup")
-    return [os.path.join(sys.prefix, *parts[:depth], "popcon-install.unfinished") for depth in range(4)]
-
-
-def install(
-    all_processes: bool = False, vendor: bool = False, version: "tuple[int, ...]" = sys.version_info[:2]
-) -> int:
-    """Let every IPython session of this environment report, or every process; print what is written.
-
-    Returns the exit status. Raises SystemExit with a sentence if it can't be done, and
-    leaves nothing half done; what it leaves if it is killed, the next one removes.
-    """
-    files = activation_files(version)
-    startup = next(iter(files))
-    if not all_processes:
-        files = {startup: STARTUP}
-    for path in files:
-        if len(path.splitlines()) > 1:
-            raise SystemExit(f"popcon: {path!r} has a newline in it; nothing was changed")
-        if os.path.lexists(path) and made_by_install(path) is None:
-            raise SystemExit(f"popcon: {path} was not written by popcon, and is left as it is; nothing was changed")
-    clean_up()
-    here = os.path.abspath(__file__)
-    library = os.path.join(standard("sysconfig").get_path("purelib"), "popcon.py")
-    imported = imported_popcon()
-    if imported and _read(imported) != _read(here):
-        raise SystemExit(
-            f"popcon: Python imports another copy of popcon here, {imported}; nothing was changed. "
-            "Use that one, `python -m popcon install`, or remove it first"
-        )
-    if not imported and not vendor:
-        raise SystemExit(
-            f"popcon: Python does not import popcon from {os.path.dirname(here)} when it runs elsewhere; nothing was "
-            f"changed. Put popcon.py into {os.path.dirname(library)}, or let `install --vendor` do it"
-        )
-    if imported and all(map(os.path.exists, files)):
-        print(f"nothing to do: {' and '.join(files)} {'are' if all_processes else 'is'} there")
-        return 0
-    # Each lists all that was made with any, so that one may get lost.
-    listed = [other for path in files for other in made_by_install(path) or ()]
-    if not imported and os.path.lexists(library) and library not in listed:
-        raise SystemExit(f"popcon: Python fails to import {library}, which is left as it is; nothing was changed")
-    source = imported or library
-    compiled = standard("importlib.util").cache_from_source(source)
-    made = sorted({path for wanted in (source, compiled, *files) for path in missing(wanted)})
-    lines = []
-    journal = [path for path in journals() if os.path.isdir(os.path.dirname(path))][-1]
-    try:
-        write(journal, listing(made))
-        if not imported:
-            write(library, _read(here))
-            lines.append(f"wrote {library}")
-        if compiled in made:
-            try:
-                make_folder(os.path.dirname(compiled))
-                standard("py_compile").compile(source, doraise=True)
-                os.chmod(compiled, os.stat(source).st_mode & 0o666)
-                lines.append(f"wrote {compiled}")
-            except OSError as error:
-                lines.append(f"warning: every start will compile {source} anew: {error}")
-        for path in files:
-            make_folder(os.path.dirname(path))
-        head = listing(dict.fromkeys(listed + [path for path in made if os.path.exists(path)]))
-        for path in sorted(files, key=os.path.exists):  # those that can be undone first
-            content = head + files[path].encode()
-            if _read(path) != content:
-                write(path, content)
-                lines.append(f"wrote {path}")
-    except OSError as error:
-        remove(made)
-        remove([journal])
-        where = os.path.dirname(error.filename)
-        raise SystemExit(f"popcon: cannot write into {where}: {error.strerror}; nothing was changed") from None
-    os.remove(journal)
-    print(*lines, sep="\n")  # at last, for who reads it may be gone
-    return 0
-
-
-def imported_popcon() -> str:
-    """Return from which file a process of this environment, run in any folder, imports popcon; "" if from none."""
-    # From the root, for sys.path may hold the working folder, and without it; others may print at start-up.
-    code = (
-        "import os, sys; sys.path[:] = [entry for entry in sys.path if entry not in ('', os.getcwd())]; import popcon; "
-        "sys.stdout.buffer.write(bytes(1) + os.fsencode(os.path.abspath(popcon.__file__)) + bytes(1))"
-    )
-    command = [sys.executable, "-B", "-c", code]
-    run = standard("subprocess").run
-    child = run(command, cwd=os.path.abspath(os.sep), stdin=-3, stdout=-1, stderr=-3, timeout=60)
-    return os.fsdecode((child.stdout + b"\0\0").split(b"\0")[1])
-
-
-def missing(path: str) -> "list[str]":
-    """Return the path and the folders above it, the highest first, as far as they are not there."""
-    return [] if os.path.lexists(path) else [*missing(os.path.dirname(path)), path]
-
-
-def make_folder(path: str) -> None:
-    """Make a folder and those above it, as far as they are not there. Raises OSError.
-
-    Whoever may look into the folder above may look into it, whatever the umask says: those who use the environment.
-    """
-    for folder in missing(path):
-        os.mkdir(folder)
-        os.chmod(folder, os.stat(os.path.dirname(folder)).st_mode & 0o7777)
-
-
-def write(path: str, content: bytes) -> None:
-    """Let a file appear whole, in place of what was there, readable for whoever may look into its folder.
-
-    Raises OSError.
-    """
-    make_folder(os.path.dirname(path))
-    unfinished = f"{path}.{os.getpid()}"
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(content)
-        os.chmod(unfinished, os.stat(os.path.dirname(path)).st_mode & 0o666)
-        os.replace(unfinished, path)
-    except OSError as error:
-        remove([unfinished])
-        error.filename = path
-        raise
-
-
-def remove(paths: "Iterable[str]") -> "list[str]":
-    """Remove files, then folders that are empty by then; return what is gone. Raises SystemExit with a sentence.
-
-    With popcon.py goes its bytecode, and with each file what a write that was cut short left beside it.
-    """
-    glob = standard("glob")
-    files, places, gone = [], set(), []
-    for path in paths:
-        if os.path.isdir(path) and not os.path.islink(path):
-            places.add(path)
-            continue
-        if os.path.basename(path) == "popcon.py":
-            cache = os.path.join(os.path.dirname(path), "__pycache__")
-            files += glob.glob(os.path.join(glob.escape(cache), "popcon.*.pyc*"))
-        beside = glob.glob(glob.escape(path) + ".*")
-        files += [*(other for other in beside if other[len(path) + 1 :].isdigit()), path]
-    try:
-        for path in dict.fromkeys(files):
-            if os.path.lexists(path):
-                os.remove(path)
-                gone.append(path)
-        for path in sorted(places, key=len, reverse=True):
-            if os.path.isdir(path) and not os.listdir(path):  # else somebody else uses it by now
-                os.rmdir(path)
-                gone.append(path)
-    except OSError as error:
-        raise SystemExit(f"popcon: {error.filename} cannot be removed: {error.strerror}") from None
-    return gone
-
-
-def unclaimed(made: "list[str]") -> "list[str]":
-    """Return the paths without those that are somebody else's by now: an activation file, popcon.py and its bytecode."""
-    activating = activation_files((3, 17)) | activation_files((3, 18))
-    foreign = {path for path in made if path in activating and os.path.lexists(path) and made_by_install(path) is None}
-    library = [path for path in made if os.path.basename(path) == "popcon.py"]
-    if libraries(dict.fromkeys(library, "popcon"))[0]:  # pip has installed it in the meantime
-        foreign |= {*library, *(path for path in made if path.endswith(".pyc"))}
-    return [path for path in made if path not in foreign]
-
-
-def clean_up() -> "list[str]":
-    """Remove what an install() that was killed has made, print and return it."""
-    gone = []
-    for journal in journals():
-        gone += remove(unclaimed(made_by_install(journal) or [])) + remove([journal])
-    for path in gone:
-        print(f"removed {path}, left by an install that was cut short")
-    return gone
-
-
-def uninstall() -> int:
-    """Remove what install() wrote in this environment, and only that; print it. Returns the exit status."""
-    gone = clean_up()
-    activating: list[str] = []
-    made: list[str] = []
-    lines = []
-    for path in activation_files((3, 17)) | activation_files((3, 18)):
-        listed = made_by_install(path)
-        if listed is not None:
-            activating.append(path)
-            made += listed
-        elif os.path.lexists(path):
-            lines.append(f"left {path}: popcon did not write it")
-    ours = unclaimed(made)
-    for path in dict.fromkeys(made):
-        if path not in ours and path.endswith(".py"):
-            lines.append(f"left {path}: it belongs to an installed library")
-    # Activation files last: as long as they are there, it can be tried again.
-    lines += [f"removed {path}" for path in remove([*ours, *activating])]
-    if not activating and not gone:
-        lines.append(f"nothing to do: `python -m popcon install` has written nothing in {sys.prefix}")
-    print(*lines, sep="\n")  # at last, for who reads it may be gone
-    return 0
-
-
-def run(program: "Sequence[str]", explain: bool = False) -> None:
-    """Run a program as python would, and say on stderr at its end what would be sent; nothing is.
-
-    Takes what stands after `python` on a command line: -c CODE, -m MODULE, - or a path,
-    and arguments. The program's exceptions pass, without the frames of this file.
-    """
-    kind, arguments = program[0], list(program[1:])
-    # Not by this process, and not by a reporter that is switched on here or in a child.
-    os.environ["DO_NOT_TRACK"] = "1"
-    machinery, runpy = standard("importlib.machinery"), standard("runpy")
-    main = sys.modules["__main__"] = type(sys)("__main__")
-    namespace = vars(main)
-    namespace["__loader__"] = machinery.BuiltinImporter
-    if sys.version_info < (3, 14):
-        namespace["__annotations__"] = {}
-    namespace["__builtins__"] = sys.modules["builtins"]
-    start, module, name = "", "", "<string>"
-    source: str | bytes = b""
-    if kind[:2] in ("-c", "-m"):
-        what = kind[2:] or arguments.pop(0)
-        kind = kind[:2]
-        if kind == "-m":
-            start, module = os.getcwd(), what
-        else:
-            source = standard("textwrap").dedent(what) if sys.version_info >= (3, 14) else what
-            if sys.version_info >= (3, 13):  # whose tracebacks show the code
-                lines = source.splitlines(keepends=True)
-                standard("linecache").cache[name] = (len(source), None, lines, name)
-    elif kind != "-" and (os.path.isdir(kind) or standard("zipfile").is_zipfile(kind)):
-        start, module = os.path.abspath(kind), "__main__"
-    else:
-        name = "<stdin>" if kind == "-" else os.path.join(os.getcwd(), kind)
-        try:
-            with open(0 if kind == "-" else kind, "rb", closefd=kind != "-") as file:
-                source = file.read()
-        except OSError as error:
-            reason = f"[Errno {error.errno}] {error.strerror}"
-            print(f"{sys.executable}: can't open file {name!r}: {reason}", file=sys.stderr)
-            raise SystemExit(2) from None
-        namespace["__file__"] = name
-        if sys.version_info < (3, 15):
-            namespace["__cached__"] = None
-        if kind != "-":
-            start = os.path.dirname(os.path.realpath(kind))
-            compiled = name.endswith(".pyc")
-            loader = machinery.SourcelessFileLoader if compiled else machinery.SourceFileLoader
-            namespace["__loader__"] = loader("__main__", name)
-    sys.argv = [kind, *arguments]
-    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
-        sys.path[0] = start
-    elif kind != "-m" and module:
-        sys.path.insert(0, start)  # a folder or an archive, with a __main__ in it
-    known = set(sys.modules)
-    atexit.register(_say_what_would_be_sent, known if explain else None)
-    _reporter.take_baseline()
-    _reporter.baseline[os.path.abspath(__file__)] = "popcon"
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_reporter.after_fork)
-    try:
-        if module:
-            runpy._run_module_as_main(module, alter_argv=kind == "-m")
-        elif name.endswith(".pyc"):
-            exec(namespace["__loader__"].get_code("__main__"), namespace)
-        else:
-            exec(compile(source, name, "exec", dont_inherit=True), namespace)
-    except BaseException:
-        _hide_own_frames(runpy.__file__, "<frozen runpy>")
-        raise
-
-
-def _hide_own_frames(*others: str) -> None:
-    """Let sys.excepthook, even the program's own, see the traceback as without the frames of this file.
-
-    Takes the files of other frames that may stand before these.
-    """
-    show = sys.excepthook
-    own = main.__code__.co_filename
-
-    def excepthook(kind: "type[BaseException]", error: BaseException, trace: "Any") -> None:
-        rest = trace
-        while rest and rest.tb_frame.f_code.co_filename in (own, *others):
-            if rest.tb_frame.f_code.co_filename == own:
-                trace = rest.tb_next
-            rest = rest.tb_next
-        show(kind, error.with_traceback(trace), trace)
-
-    sys.excepthook = excepthook
-
-
-def _say_what_would_be_sent(known: "set[str] | None") -> None:
-    try:
-        modules = dict(sys.modules)  # before update() needs some of its own
-        _reporter.update()
-        lines = explanation(modules, known) if known is not None else []
-        _, _, prefix, rate = map(setting, SETTINGS)
-        lines += [statsd_line(name, prefix, rate).decode() for name in sorted(_reporter.used)]
-        lines = lines or ["popcon: nothing would be sent: no library was used"]
-    except Exception as error:
-        lines = [f"popcon: nothing would be sent: {error}"]
-    try:
-        if sys.stderr:
-            print(*lines, sep="\n", file=sys.stderr)
-    except Exception:  # closed, or the program's own: then nobody is listening
-        sys.stderr = None  # Python would try it again, and change the exit status
-
-
-def explanation(loaded: "Mapping[str, object]", known: "set[str]") -> "list[str]":
-    """Return a line for each top-level module loaded that is not known: whose it is, or why it is nobody's.
-
-    Goes by what Reporter.update() has found.
-    """
-    tops: dict[str, dict[str, object]] = {}
-    for name, module in loaded.items():
-        if type(name) is str and name not in known and name.partition(".")[0] not in ("__main__", "__mp_main__"):
-            tops.setdefault(name.partition(".")[0], {})[name] = module
-    files = [executed_files(modules) for modules in tops.values()]
-    lines = []
-    width = max(map(len, tops), default=0)
-    for (top, modules), own, owners in zip(tops.items(), files, libraries(*files)):
-        if owners & _reporter.used:
-            text = ", ".join(sorted(owners & _reporter.used))
-        elif owners:
-            text = f"not counted: {', '.join(sorted(owners))} was loaded before, in the baseline"
-        elif own:
-            file = next(iter(own))
-            text = f"not counted: {'an editable install' if is_editable(file) else 'no library lists'}, {file}"
-        elif top in sys.stdlib_module_names:
-            text = "not counted: standard library"
-        elif any(type(module) is type(sys) for module in modules.values()):
-            text = "not counted: no file"
-        else:
-            text = "not counted: not executed, loaded lazily"
-        lines.append(f"{top:{width}}  {text}")
-    return sorted(lines)
-
-
-def is_editable(file: str) -> bool:
-    """Tell whether the file is in the source tree of an editable install (PEP 610), or a finder of one."""
-    json, parse = standard("json"), standard("urllib.parse")
-    for info in installed_metadata():
-        try:
-            origin = json.loads(_read(f"{info}{os.sep}direct_url.json") or b"{}")
-            tree = parse.unquote(parse.urlsplit(origin["url"]).path)
-            if origin["dir_info"]["editable"] and file.startswith(os.path.join(tree, "")):
-                return True
-        except (ValueError, KeyError, TypeError):
-            pass  # there is none, or it is rubbish
-    return os.path.basename(file).startswith("__editable__")
-
-
-# ---- the answer: usage ----------------------------------------------------------------
-
-HEADER = "PYTHON_POPCONTEST_PROMETHEUS_HEADER"
-
-
-def usage(options: "Any") -> int:
-    """Say of each installed library how much it is used, and which can go; return the exit status.
-
-    Takes what main() has parsed. Raises SystemExit with a sentence if the counts can't be had.
-    """
-    if not sys.stdout:
-        raise SystemExit("popcon: stdout is closed")
-    try:
-        metric = options.metric or metric_name(setting("PYTHON_POPCONTEST_STATSD_PREFIX"))
-        headers = dict(_header(text) for text in [os.environ.get(HEADER, ""), *options.header] if text)
-        rate = setting("PYTHON_POPCONTEST_STATSD_SAMPLE_RATE")
-    except ValueError as error:
-        raise SystemExit(f"popcon: {error}") from None
-    doing = ["asking for the counts"]
-    done = _show_progress(doing)
-    now = standard("time").time()
-    start = now - options.window
-    try:
-        if options.prometheus:
-            ask = prometheus(options.prometheus, headers)
-            counts, since = counts_in_prometheus(ask, metric, options.match, start, now)
-        else:
-            counts, since = counts_at_exporter(options.metrics, headers, metric)
-            since = since and min(since, now)  # its clock may be wrong
-        if not any(counts.values()):
-            what = (
-                f"no count of {metric} rose"
-                if counts
-                else f"there is no counter {metric}{options.match and ' that matches'}"
-            )
-            where = options.metrics or f"the last {_duration(options.window)}"
-            raise OSError(
-                f"{what} in {where}; does anything report (see selftest), and is that its name (see --metric)?"
-            )
-        doing[0] = "reading what is installed"
-        rows = judged(counts, options.keep)
-    except OSError as error:
-        raise SystemExit(f"popcon: {_printable(str(error))}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None  # as the shell says it
-    finally:
-        done()
-    if float(rate) < 1:
-        _note(f"a sample of {rate} of the processes reports: rare uses may be missed")
-    young = ""
-    if since is None:
-        young = "it is not known since when this was counted"
-    elif since > start + 0.01 * options.window:
-        young = f"this was counted since {_date(since)} only"
-    if young:
-        hint = f"; ask for --window {_duration(now - since)} if that is long enough" if since else ""
-        _note(f"nothing is called unused: {young}{hint}")
-        for row in rows:
-            if row["status"] == "unused":
-                row.update(status="unknown", reason=young)
-    if options.unused:
-        sys.stdout.writelines(row["library"] + "\n" for row in rows if row["status"] == "unused")
-        return 1 if young else 0
-    for row in rows:
-        if row["processes"] and row["processes"] < options.at_least:
-            row["processes"] = None
-    if options.json:
-        print(standard("json").dumps(rows, indent=1))
-    else:
-        print(*table(rows, options.at_least, _date(since or now)), sep="\n")
-    return 0
-
-
-CLEAR = "\r\33[K"  # what stands in this line of a terminal
-
-
-def _note(text: str) -> None:
-    if sys.stderr:
-        print(f"{CLEAR * sys.stderr.isatty()}popcon: {text}", file=sys.stderr)
-
-
-# Where the counts come from.
-
-
-def metric_name(prefix: str) -> str:
-    """Return the name that README's mapping rules give to the counters of a statsd prefix.
-
-    The word after `namespace` becomes a label.
-    """
-    words = prefix.split(".")
-    if "namespace" in words[:-2]:
-        place = words.index("namespace")
-        del words[place : place + 2]
-    return "_".join(words).replace("-", "_")
-
-
-def _header(text: str) -> "tuple[str, str]":
-    """Return name and value of an HTTP header (RFC 9110); raise ValueError, which never shows a secret."""
-    name, colon, value = (part.strip() for part in text.partition(":"))
-    if not colon or not _made_of(name, "-_") or not (value.isascii() and value.isprintable()):
-        raise ValueError(f"a header must read 'Name: value', in --header and in {HEADER}")
-    return name, value
-
-
-def fetch(url: str, headers: "dict[str, str]", form: "Mapping[str, object] | None" = None) -> str:
-    """Return what an HTTP server answers to a GET, or to a POST of a long form. Raises OSError with a sentence.
-
-    Follows no redirect: what it leads to is a log-in page, and the headers may hold a secret.
-    """
-    request, http = standard("urllib.request"), standard("http.client")
-    clock = standard("time").monotonic
-
-    class Stay(request.HTTPRedirectHandler):  # type: ignore[misc, name-defined]
-        def redirect_request(self, *ignored: object) -> None:
+    # In a .pth file only a line that begins with import is run.
+    PTH = """import sys; exec("try: import popcon; popcon.setup_reporter()\\nexcept Exception: pass")\n"""
+
+    def activation_files(version: "tuple[int, ...]" = sys.version_info[:2]) -> "dict[str, str]":
+        """Map the paths of the activation files of this environment to what they run; the first is IPython's.
+
+        From Python 3.18 on, import lines in .pth files are ignored, and .start files
+        (PEP 829) are read instead; up to 3.17 such a file is not silent when popcon is gone.
+        """
+        site = standard("sysconfig").get_path("purelib")
+        everywhere = {"popcon.start": "popcon:setup_reporter\n"} if version >= (3, 18) else {"popcon.pth": PTH}
+        return {os.path.join(sys.prefix, "etc", "ipython", "startup", "000-popcon.py"): STARTUP} | {
+            os.path.join(site, name): text for name, text in everywhere.items()
+        }
+
+    def made_by_install(path: str) -> "list[str] | None":
+        """Return the paths that an activation file lists as made with it, None if popcon did not write the file.
+
+        They are listed relative to sys.prefix, for an environment may be copied or moved.
+        """
+        lines = os.fsdecode(_read(path)).split("\n")
+        if lines[:1] != [MARK]:
             return None
-
-    data = standard("urllib.parse").urlencode(form or {})
-    patience = 120  # seconds, after which Prometheus gives up as well
-    end, text = clock() + patience, b""
-    try:
-        # Some proxies let a GET pass only, and some no long one.
-        asked = (
-            request.Request(url, data.encode(), headers)
-            if len(data) > 2000
-            else request.Request(f"{url}?{data}".rstrip("?"), None, headers)
-        )
-        with request.build_opener(Stay).open(asked, timeout=patience) as answer:
-            while chunk := answer.read1(1 << 20):
-                text += chunk
-                if clock() > end or len(text) > 1 << 28:
-                    raise OSError("its answer does not end")
-            if answer.length:  # what Content-Length says is still to come
-                raise OSError("its answer is cut off")
-    except request.HTTPError as error:
-        if error.headers.get("Location"):
-            why = f"redirects to {error.headers['Location']}; does it want a --header 'Authorization: ...'?"
-        else:
-            why = f"answers {error.code} {error.reason}"
-            try:
-                text = error.read1(1 << 16)
-                why += f": {standard('json').loads(text)['error']}"  # as Prometheus says what is wrong
-            except (OSError, ValueError, KeyError, TypeError, RecursionError, http.HTTPException):
-                pass
-        raise OSError(f"{url} {why}") from None
-    except (OSError, ValueError, http.HTTPException) as error:
-        raise OSError(
-            f"{url} cannot be read: {getattr(error, 'reason', '') or error or type(error).__name__}"
-        ) from None
-    return text.decode("utf-8", "replace")
-
-
-def prometheus(url: str, headers: "dict[str, str]") -> "Callable[..., Any]":
-    """Return a function that asks Prometheus' HTTP API at the URL, under which api/v1 lies.
-
-    It takes the end point and its parameters, times in seconds. It returns a dictionary: of each
-    series the labels, as a frozenset of pairs without the metric's name, to a list of
-    (time, value). Raises OSError with a sentence.
-    """
-
-    def ask(what: str, **form: object) -> "dict[Any, list[tuple[float, float]]]":
-        where = f"{url.rstrip('/')}/api/v1/{what}"
-        text = fetch(where, headers, form)
-        try:
-            answer = standard("json").loads(text)
-            # PromQL's remarks are harmless. Thanos and Mimir say so what was out of reach.
-            warnings = [text for text in answer.get("warnings", ()) if not text.startswith("PromQL")]
-            data = answer["data"]
-            if what == "series":
-                data = {"result": [{"metric": labels, "values": []} for labels in data]}
-            found = {
-                frozenset(pair for pair in series["metric"].items() if pair[0] != "__name__"): [
-                    (_number(time), _number(value))
-                    for time, value in (series["values"] if "values" in series else [series["value"]])
-                ]
-                for series in data["result"]
-            }
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise OSError(f"{where} does not answer as Prometheus does, but {' '.join(text[:60].split())!r}") from None
-        if warnings:
-            raise OSError(f"{where} does not know all: {warnings[0]}")
-        return found
-
-    return ask
-
-
-REACH = 2 * 3600  # seconds that may lie between two samples of a series: some fetch once an hour, for privacy
-
-
-def counts_in_prometheus(
-    ask: "Callable[..., Any]", metric: str, match: str, start: float, end: float
-) -> "tuple[dict[str, float], float | None]":
-    """Return by how much the counters of each library rose between two times, and since when that is known.
-
-    Takes the function that prometheus() returns, and label matchers as PromQL writes them.
-    increase() would not do: it estimates, and misses the first sample of a series, so that a
-    library used once shows 0, and a restart of the exporter that leads from 1 to 1. So the
-    values at the end of each of an exporter's lives, from one start to the next, are added
-    up; only around those ends are samples read.
-    """
-
-    def selector(*matchers: str) -> str:
-        return "{" + ",".join(filter(None, [f'__name__="{metric}"', match, *matchers])) + "}"
-
-    def last(begin: float, end: float, *matchers: str) -> "dict[Any, float]":
-        found = ask("query", query=f"last_over_time({selector(*matchers)}{_range(begin, end)})", time=end)
-        return {labels: samples[-1][1] for labels, samples in found.items() if _library(labels)}
-
-    series = {
-        labels for labels in ask("series", **{"match[]": selector(), "start": start, "end": end}) if _library(labels)
-    }
-    if not series:
-        return {}, None
-    reach = max(REACH, (end - start) / POINTS)
-    lives = exporter_lives(ask, series, start - REACH, end, reach)
-    near: dict[Any, Any] = {}  # exporters by target: two clusters can have the same targets
-    for exporter in lives:
-        near.setdefault(_target(exporter), []).append(exporter)
-    exporters = {  # of each series its own
-        labels: max(near.get(_target(labels), [None]), key=lambda exporter: len(labels & (exporter or set())))
-        for labels in series
-    }
-    counts = dict.fromkeys(map(_library, series), 0.0)
-    recent = last(start - REACH, start)
-    latest: dict[Any, float] = {}
-    seen, gap = 0.0, 0.0  # until when an exporter was, and how long none was between
-    for begin, finish, exporter in sorted((*life, exporter) for exporter, times in lives.items() for life in times):
-        gap += max(0.0, begin - max(start, seen or begin))
-        seen = max(seen, finish)
-        if finish > start:
-            own = [f"{key}={_quoted(value)}" for key, value in _target(exporter)]
-            opening = begin - 0.002  # Prometheus 3 leaves out what lies where a range begins
-            before = recent if begin <= start - REACH else last(opening, start, *own) if begin < start else {}
-            for labels, value in last(max(opening, start, finish - reach), finish + 0.001, *own).items():
-                if exporters.get(labels) == exporter:
-                    latest[labels] = value
-                    counts[_library(labels)] += value - before.get(labels, 0.0)
-    # Series without an exporter whose restarts can be seen, and those that ended before it did (as with a ttl in its
-    # mapping): too much is better than too little.
-    rest = series - latest.keys()
-    if rest:
-        for labels, value in last(start, end, _any_of("library", rest)).items():
-            if labels in rest:
-                latest[labels] = value
-                counts[_library(labels)] += value
-    if any(exporters.get(labels) is None for labels in rest & latest.keys()):
-        _note("not every exporter's process_start_time_seconds is known: more is counted than this time")
-    gap += max(0.0, end - seen)
-    if lives and gap > 0.01 * (end - start) + REACH:
-        _note(f"no exporter was seen in {_duration(gap)} of this time: what was used then is not known")
-    # Counters that were there at the start, or not long before, say that the counts reach back to it.
-    if recent:
-        return counts, start
-    since, step = end, end - start
-    early = _any_of("library", sorted(latest, key=latest.__getitem__)[-9:])  # the most used were used first
-    while step > 1:  # closer and closer: of so much data Prometheus tells a few hundred points only
-        begin, step = since - step, max(1.0, step / POINTS)
-        known = f"count(last_over_time({selector(early)}{_range(0, step + 0.002)}))"
-        for samples in ask("query_range", query=known, start=begin, end=since + step, step=step).values():
-            since = samples[0][0]
-    return counts, since
-
-
-def exporter_lives(
-    ask: "Callable[..., Any]", series: "Iterable[Any]", start: float, end: float, reach: float
-) -> "dict[Any, list[tuple[float, float]]]":
-    """Return from when to when each of the exporters of these series was seen, in each of its lives.
-
-    An exporter is known by the labels of its process_start_time_seconds. When its last life
-    ends is known to `reach` seconds.
-    """
-    clock = f"process_start_time_seconds{{{','.join(_any_of(key, series) for key in TARGET)}}}"
-    step = max(1.0, (end - start) / POINTS)
-    query = f"last_over_time({clock}{_range(0, reach)})"
-    lives = {}
-    for exporter, samples in ask("query_range", query=query, start=start, end=end + step, step=step).items():
-        begin, finish, spans = samples[0][0], min(samples[-1][0], end), []
-        if begin > start:
-            samples.insert(0, (begin - step, 0.0))  # between the two there may have been more
-        for (before, old), (after, new) in zip(samples, samples[1:]):
-            if old != new:  # when exactly, and how often?
-                own = ",".join(f"{key}={_quoted(value)}" for key, value in exporter)
-                query = f"process_start_time_seconds{{{own}}}{_range(before - reach, after)}"
-                close = ask("query", query=query, time=after).get(exporter, [])
-                if not old and close:
-                    begin = close[0][0]
-                for (leave, left), (enter, entered) in zip(close, close[1:]):
-                    # Otherwise it was the machine's clock that was set right, by which Linux tells the start.
-                    restarted = left != entered and entered - left > leave - begin - 2
-                    if restarted and enter > begin:
-                        spans.append((begin, leave))
-                        begin = enter
-        lives[exporter] = [*spans, (begin, finish)]
-    return lives
-
-
-POINTS = 500  # that Prometheus is asked for of a time
-TARGET = "job", "instance"  # the labels by which Prometheus tells what it fetches from
-
-
-def _any_of(key: str, series: "Iterable[Any]") -> str:
-    """Return a matcher, as PromQL writes it, for the values that the label has in the series."""
-    escape = standard("re").escape
-    return f"{key}=~{_quoted('|'.join(sorted({escape(dict(labels).get(key, '')) for labels in series})))}"
-
-
-def _target(labels: "frozenset[tuple[str, str]]") -> "frozenset[tuple[str, str]]":
-    return frozenset(pair for pair in labels if pair[0] in TARGET)
-
-
-def _library(labels: "frozenset[tuple[str, str]]") -> str:
-    return normalized(str(dict(labels).get("library", "")))
-
-
-def _number(text: str) -> float:
-    number = float(text)
-    if number - number != 0:
-        raise ValueError("infinite, or not a number")
-    return number
-
-
-def _quoted(text: str) -> str:
-    return str(standard("json").dumps(text, ensure_ascii=False))  # PromQL reads text as Go and JSON do
-
-
-def _range(start: float, end: float) -> str:
-    return f"[{max(1, round((end - start) * 1000))}ms]"
-
-
-def counts_at_exporter(source: str, headers: "dict[str, str]", metric: str) -> "tuple[dict[str, float], float | None]":
-    """Return what statsd_exporter has counted of each library, and since when, None if that is not told.
-
-    Takes the URL of its metrics or a file that they were saved in, in Prometheus' text format.
-    """
-    re = standard("re")
-    if re.match("https?://", source):
-        text = fetch(source, headers)
-    else:
-        try:
-            with open(source, encoding="utf-8", errors="replace") as file:
-                text = file.read()
-            saved = os.stat(source).st_mtime
-        except OSError as error:
-            raise OSError(f"{source} cannot be read: {error.strerror}") from None
-        if standard("time").time() - saved > 86400:
-            _note(f"{source} was saved on {_date(saved)}: what was used since then is not in it")
-    counts: dict[str, float] = {}
-    since, is_known = None, False
-    sample = re.compile(r'([a-zA-Z_:][\w:]*)(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+([^\s#]+)')
-    for line in text.split("\n"):  # and nowhere else: a label may hold anything
-        found = sample.match(line)
-        is_known |= found is not None
-        try:
-            if found and found[1] == "process_start_time_seconds":
-                since = max(since or 0.0, _number(found[3]))  # of several exporters in one file
-            elif found and found[1] == metric:
-                label = re.search(r'(?:^|,)\s*library="([\w.-]*)"', found[2] or "")
-                name = normalized(label[1]) if label else ""
-                if name:
-                    counts[name] = counts.get(name, 0.0) + _number(found[3])
-        except ValueError:
-            raise OSError(f"{source} is no list of metrics: {line[:80]!r}") from None
-    if not is_known:
-        raise OSError(f"{source} is no list of metrics, but begins {' '.join(text[:60].split())!r}")
-    if not text.endswith("\n"):  # as the format wants it
-        raise OSError(f"{source} is cut off: its last line does not end")
-    return counts, since
-
-
-# What is installed, and what may go.
-
-# What hosts the sessions, installs, or is in the baseline itself: that nobody imports them says nothing.
-HOSTS = {
-    *(
-        "ipykernel",
-        "ipython",
-        "jupyter",
-        "jupyter-server",
-        "jupyterhub",
-        "jupyterlab",
-        "nbclassic",
-        "notebook",
-        "voila",
-    ),
-    *("conda", "mamba", "pip", "setuptools", "uv", "wheel", "popcon", "popularity-contest"),
-}
-
-
-class Library:
-    """What the metadata (PEP 376, PEP 627) say of an installed library.
-
-    `files` are the paths of its files with their sizes in bytes, bytecode included, none if there
-    is no RECORD; `modules` those of them that can be imported.
-    """
-
-    def __init__(self, info: str) -> None:
-        fields = dict(reversed(metadata(info)))  # the first of several decides
-        self.info, self.name, self.version = info, normalized(fields.get("name", "")), fields.get("version", "")
-        separator = os.fsencode(os.sep)
-        self.folder = os.fsencode(os.path.dirname(info)).replace(separator, b"/") + b"/"
-        self.files: dict[bytes, int] = {}
-        self.modules = []
-        suffixes = tuple(os.fsencode(suffix) for suffix in standard("importlib.machinery").all_suffixes())
-        sources: dict[bytes, set[bytes]] = {}  # by the folder of their bytecode
-        try:
-            lines = record_lines(_read(f"{info}{os.sep}RECORD"))
-        except Exception as error:  # csv has its limits
-            debug(f"cannot read {info}: {error!r}")
-            lines = []
-        for line in lines:
-            relative = line.partition(b",")[0]
-            if relative:
-                path, rooted = self.folder + relative, b"/" + relative
-                is_plain = b"/." not in rooted and b"//" not in rooted  # neither ../ nor absolute
-                if not is_plain:
-                    path = os.path.normpath(os.path.join(self.folder, relative)).replace(separator, b"/")
-                self.files[path] = _size(path)
-                place, _, base = path.rpartition(b"/")
-                if base.endswith(b".py"):
-                    sources.setdefault(place + b"/__pycache__", set()).add(base[:-3])
-                # libfoo.so is not imported, but loaded by somebody else. Of other than plain paths nobody is told the owner.
-                if is_plain and base.endswith(suffixes) and not base.startswith(b"lib"):
-                    self.modules.append(path)
-        for place, names in sources.items():
-            try:
-                compiled = [place + b"/" + base for base in os.listdir(place) if base.partition(b".")[0] in names]
-            except (OSError, ValueError):
-                continue  # never imported
-            self.files |= {path: _size(path) for path in compiled if path not in self.files}
-
-    def obstacle(self, everywhere: bool) -> str:
-        """Say why a count of zero proves nothing, "" if it does; takes whether every process here reports."""
-        scripts, entry_points = [], _read(f"{self.info}{os.sep}entry_points.txt").decode("utf-8", "replace")
-        groups = set(standard("re").findall(r"(?m)^\s*\[\s*([^]\s]+)", entry_points))
-        plugs = sorted(groups - {"console_scripts", "gui_scripts"})
-        for path in self.files:
-            place, _, base = path.rpartition(b"/")
-            if place + b"/" == self.folder and base.endswith((b".pth", b".start", b"customize.py")):
-                return "takes part in every start of Python"
-            if b"/share/jupyter/" in path or b"/etc/jupyter/" in path:
-                return "extends Jupyter"
-            if place.endswith((b"/bin", b"/Scripts")) and path.count(b"/") <= self.folder.count(b"/") + 1:
-                scripts.append(path)
-        if not library_name(self.info):
-            return "editable installs are not counted"
-        if not self.files:
-            return "has no RECORD of its files; pip did not install it"
-        if not self.modules:
-            return "has nothing to import"
-        if plugs:
-            return f"others may find it as a plug-in: {', '.join(plugs)}"
-        if (scripts or groups) and not everywhere:
-            return "its commands may be in use: they do not report here"
-        foreign = [path for path in scripts if b"python" not in _read(os.fsdecode(path), 100).partition(b"\n")[0]]
-        return f"has a command that is no Python: {os.path.basename(os.fsdecode(foreign[0]))}" if foreign else ""
-
-
-def _size(path: bytes) -> int:
-    try:
-        return os.stat(path, follow_symlinks=False).st_size
-    except (OSError, ValueError):
-        return 0  # somebody removed it, or the RECORD is rubbish
-
-
-def _configured() -> set[bytes]:
-    """Return the words in the site's configuration of IPython and Jupyter, without comments.
-
-    What it loads may be in every session's baseline (c.InteractiveShellApp.matplotlib = "inline"),
-    or run in servers and kernels that do not report.
-    """
-    words: set[bytes] = set()
-    for prefix in (sys.prefix, "/usr/local", "/usr", "/"):
-        for below in ("etc/ipython", "etc/jupyter", "share/jupyter/kernels"):
-            for folder, _, names in os.walk(os.path.join(prefix, below)):
-                for name in names:
-                    if name.endswith((".py", ".ipy", ".json")):
-                        content = _read(os.path.join(folder, name))
-                        words.update(standard("re").findall(rb"\w+", standard("re").sub(rb"(?m)^\s*#.*", b"", content)))
-    return words
-
-
-def judged(counts: "Mapping[str, float]", keep: "Sequence[str]") -> "list[dict[str, Any]]":
-    """Return a row for each library, installed or counted, in the order of their names: what --json tells.
-
-    Takes the names or globs of what is to be kept. Only what nobody used, what can be judged,
-    and what nothing that stays requires, is `unused`.
-    """
-    fnmatch, re = standard("fnmatch"), standard("re")
-    installed: dict[str, Library] = {}
-    infos: dict[str, list[str]] = {}  # a library may be there more than once: all that its metadata require counts
-    for info in installed_metadata():
-        library = Library(info)
-        if library.name:
-            infos.setdefault(library.name, []).append(info)
-        # Without a name the metadata are rubbish, as selftest tells; elsewhere an egg-info is somebody's source tree.
-        if library.name and (library.files or library.folder.endswith((b"-packages/", b".egg/"))):
-            installed.setdefault(library.name, library)
-    reasons = {name: library.obstacle(_all_processes_report()) for name, library in installed.items()}
-    reasons |= dict.fromkeys(libraries(executed_files(dict(sys.modules)))[0], "is loaded at every start, uncounted")
-    words = _configured()
-    for name, library in installed.items():
-        tops = {path[len(library.folder) :].partition(b"/")[0].partition(b".")[0] for path in library.modules}
-        if tops & words and not reasons[name]:
-            reasons[name] = "the configuration of IPython or Jupyter names it"
-    reasons |= dict.fromkeys(HOSTS, "belongs to what runs sessions or installs")
-    for pattern in keep:
-        names = fnmatch.filter(installed, re.sub(r"[-_.]+", "-", pattern).lower())
-        reasons |= dict.fromkeys(names, "is to be kept")
-        if not names:
-            _note(f"nothing installed is called {pattern!r}, which was to be kept")
-    # Who uninstalls one of two libraries that share a file takes it from the other.
-    shared: dict[str, set[str]] = {}
-    owners: dict[bytes, str] = {}
-    for name, library in installed.items():
-        for path in library.modules:
-            other = owners.setdefault(path, name)
-            if other != name:
-                shared.setdefault(name, set()).add(other)
-                shared.setdefault(other, set()).add(name)
-    stays = [name for name in infos if name not in installed or counts.get(name) or reasons[name]]
-    requirers = required(stays, infos, shared)
-    rows = []
-    for name in sorted(installed.keys() | {name for name, count in counts.items() if count}):
-        processes = max(1, round(counts[name])) if counts.get(name) else 0
-        required_by = sorted(requirers.get(name, ()))
-        if name not in installed:
-            status, reason = "absent", ""
-        elif processes:
-            status, reason = "used", ""
-        elif required_by:
-            status, reason = "required", ""
-        else:
-            status, reason = "unknown" if reasons[name] else "unused", reasons[name]
-        here = installed.get(name)
-        rows.append(
-            {
-                "library": name,
-                "version": _printable(here.version) if here else None,
-                "processes": processes,
-                "status": status,
-                "required_by": required_by,
-                "reason": _printable(reason),
-                "bytes": sum(here.files.values()) if here and here.files else None,
-            }
-        )
-    return rows
-
-
-def _all_processes_report() -> bool:
-    """Tell whether start-up has set popcon up: it is imported then, and not only run as a program, or by IPython."""
-    return bool(getattr(sys.modules.get("popcon"), "_is_set_up", False)) and ipython_shell() is None
-
-
-# How it is shown.
-
-
-def table(rows: "Sequence[Mapping[str, Any]]", least: int, since: str) -> "Iterator[str]":
-    """Yield the lines of the table, as wide as the terminal. Counts below `least` are None in the rows."""
-    width = max(40, standard("shutil").get_terminal_size((100, 24)).columns)
-    is_narrow = sys.stdout.isatty() or bool(os.environ.get("COLUMNS"))  # in a file lines may be longer
-    is_utf8 = "utf" in (sys.stdout.encoding or "").lower()
-    is_plain = not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
-    installed = [row for row in rows if row["status"] != "absent"]
-
-    def place(row: "Mapping[str, Any]") -> "tuple[int, int, str]":
-        """By use; what nobody used by its size."""
-        return -(row["processes"] or 0), -(row["bytes"] or 0) if row["processes"] == 0 else 0, row["library"]
-
-    ordered = sorted(rows, key=place)
-    groups = {
-        status: [row for row in ordered if row["status"] == status]
-        for status in ("used", "unused", "required", "unknown", "absent")
-    }
-    most = max((row["processes"] or 0 for row in rows), default=0) or 1
-    digits = max(len("processes"), len(f"{most:,}"))
-    left = width - len("rank    ") - digits - len("  123.4 MB")
-    versions = min(12, max(map(len, ["version", *(row["version"] or "" for row in rows)]))) if left > 50 else 0
-    left -= versions + 2 * bool(versions)
-    names = min(left - 10 if left > 25 else left, max(map(len, ["library", *(row["library"] for row in rows)])))
-    bars = left - names - 2 if left > 25 else 0
-
-    def cut(text: str, size: int) -> str:
-        return text if len(text) <= size else text[: size - 1] + ("…" if is_utf8 else "~")
-
-    def paint(code: int, text: str) -> str:
-        return text if is_plain or not text.strip() else f"\33[{code}m{text}\33[m"
-
-    def bar(count: int) -> str:
-        if not is_utf8:
-            return "#" * round(bars * count / most or 1)
-        whole, eighths = divmod(max(1, round(8 * bars * count / most)), 8)
-        return "█" * whole + " ▏▎▍▌▋▊▉"[eighths].strip()
-
-    def columns(rank: object, library: str, version: str, number: str) -> str:
-        version = f"  {cut(version, versions):{versions}}" if versions else ""
-        return f"{rank:>4}  {cut(library, names):{names}}{version}  {number:>{digits}}"
-
-    def counted(shown: "Iterable[Mapping[str, Any]]") -> "Iterator[str]":
-        for rank, row in enumerate(shown, 1):
-            count = f"<{least}" if row["processes"] is None else f"{row['processes']:,}"
-            drawn = paint(32, f"  {bar(row['processes']) if row['processes'] else '':{bars}}") if bars else ""
-            size = _bytes([row]) if row["status"] == "used" else ""
-            yield f"{columns(rank, row['library'], row['version'] or '', count)}{drawn}  {size:>8}".rstrip()
-
-    gap = " " * (bars + 2 if bars else 0)
-    yield paint(1, f"{columns('rank', 'library', 'version', 'processes')}{gap}  {'size':>8}")
-    yield from counted(groups["used"])
-    for status, title in {"unused": "Can go", "required": "Needed by others", "unknown": "Cannot be judged"}.items():
-        shown = groups[status]
-        if shown:
-            yield ""
-            yield paint(1, f"{title}: {len(shown)} {'library' if len(shown) == 1 else 'libraries'}, {_bytes(shown)}")
-        for row in shown:
-            others = row["required_by"]
-            text = row["reason"] or ", ".join(others[:5]) + (f" and {len(others) - 5} others" if others[5:] else "")
-            text = f"{columns('', row['library'], row['version'], _bytes([row]))}  {text}".rstrip()
-            yield cut(text, width) if is_narrow else text
-    if groups["absent"]:
-        yield ""
-        yield paint(1, "Counted, but not installed here")
-        yield from counted(groups["absent"])
-    yield ""
-    unused = groups["unused"]
-    text = f"{len(unused)} of {len(installed)} libraries can go, {_bytes(unused)} of {_bytes(installed)}. Counted since {since}"
-    text += ": nobody imported them in this time, and nothing that stays needs them." if unused else "."
-    yield from standard("textwrap").wrap(text, width)
-
-
-def _bytes(rows: "Iterable[Mapping[str, Any]]") -> str:
-    """Return how much room the libraries take, in units of the SI."""
-    sizes = [row["bytes"] for row in rows]
-    size = float(sum(filter(None, sizes)))
-    if sizes and not any(sizes):
-        return "?"
-    units = ["B", "kB", "MB", "GB"]
-    while size >= 999.95 and len(units) > 1:
-        size /= 1000
-        units.pop(0)
-    return f"{size:.{0 if units[0] == 'B' else 1}f} {units[0]}"
-
-
-def _date(time: float) -> str:
-    """Return the local time as a date, with the hour if that is not long ago."""
-    clock = standard("time")
-    return str(
-        clock.strftime("%Y-%m-%d" if clock.time() - time > 5 * 86400 else "%Y-%m-%d %H:%M:%S", clock.localtime(time))
-    )
-
-
-UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 86400}
-
-
-def seconds(duration: str) -> float:
-    """Return the seconds of a duration as PromQL writes it: 90d, 1h30m. Raises ValueError."""
-    parts = standard("re").findall(r"(\d+)(ms|[smhdwy])", duration)
-    total = float(sum(int(number) * UNITS[unit] for number, unit in parts))
-    if "".join(map("".join, parts)) != duration or not 1 <= total < 100 * UNITS["y"]:
-        raise ValueError("must be a duration such as 90d, 12h or 1h30m")
-    return total
-
-
-def _url(text: str) -> str:
-    parts = standard("urllib.parse").urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
-        raise ValueError(
-            "must be http://HOST:PORT, and a path if Prometheus is under one; who you are goes into --header"
-        )
-    return text
-
-
-def _matchers(text: str) -> str:
-    if not (text.startswith("{") and text.endswith("}")):
-        raise ValueError("must be label matchers as PromQL writes them, such as '{namespace=\"prod\"}'")
-    return text[1:-1].strip().rstrip(",")
-
-
-def _duration(time: float) -> str:
-    """Return the duration, rounded down, as seconds() reads it."""
-    unit = max((unit for unit in "smhd" if time >= 2 * UNITS[unit]), key=UNITS.__getitem__, default="s")
-    return f"{max(1, int(time / UNITS[unit]))}{unit}"
-
-
-def _printable(text: str) -> str:
-    """Return what a server or metadata say, without what could steer a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
-def _show_progress(doing: "list[str]") -> "Callable[[], None]":
-    """Say on a terminal what is being done, if it takes longer than a second; return what ends it."""
-    if not (sys.stderr and sys.stderr.isatty()):
-        return lambda: None
-    threading = standard("threading")
-    done = threading.Event()
-
-    def show() -> None:
-        wait = 1.0
-        while not done.wait(wait):
-            print(f"{CLEAR}{doing[0]} ...", end="", file=sys.stderr, flush=True)
-            wait = 0.1
-        if wait < 1:
-            print(CLEAR, end="", file=sys.stderr, flush=True)
-
-    thread = threading.Thread(target=show, daemon=True)
-    thread.start()
-
-    def stop() -> None:
-        done.set()
-        thread.join()
-
-    return stop
-
-
-# ---- the commands ---------------------------------------------------------------------
-
-
-def main(arguments: "Sequence[str] | None" = None) -> int:
-    """Run the command line, and return the exit status; wrong usage exits with 2."""
-    argparse = standard("argparse")
-
-    def checked(read: "Callable[[str], Any]") -> "Callable[[str], Any]":
-        def parse(text: str) -> "Any":
-            try:
-                return read(text)
-            except ValueError as error:
-                raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
-
-        return parse
-
-    parser = argparse.ArgumentParser(
-        prog="python -m popcon",
-        description="Tell which installed libraries are really used, and nothing about who uses them.",
-    )
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    commands.add_parser(
-        "selftest",
-        help="prove that reporting works here, and say what is in force",
-        description="Prove that reporting works here, and say what is in force. Exit status 1 if something is an error.",
-    )
-    command = commands.add_parser(
-        "install",
-        help="let every IPython and Jupyter session of this environment report",
-        description="Let every IPython and Jupyter session of this environment report, or with --all-processes every process.",
-    )
-    command.add_argument(
-        "--all-processes", action="store_true", help="every Python process of this environment reports"
-    )
-    command.add_argument(
-        "--vendor", action="store_true", help="copy popcon.py into site-packages first, if it is needed"
-    )
-    commands.add_parser(
-        "uninstall", help="remove what install wrote", description="Remove what install wrote, and only that."
-    )
-    asking = commands.add_parser(
-        "usage",
-        help="tell how much each installed library is used, and which can go",
-        description="Tell how much each library installed here is used, from the counts that the site has collected, and "
-        "which can go. Nothing is changed, here or on any server. Exit status 1 if there is no sound answer.",
-    )
-    source = asking.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--prometheus", type=checked(_url), metavar="URL", help="where Prometheus is, such as http://prometheus:9090"
-    )
-    source.add_argument("--metrics", metavar="FILE_OR_URL", help="statsd_exporter's own /metrics, or a file with them")
-    asking.add_argument(
-        "--window",
-        type=checked(seconds),
-        default="90d",
-        metavar="DURATION",
-        help="time up to now that counts, such as 30d (default: 90d)",
-    )
-    asking.add_argument(
-        "--match",
-        default="{}",
-        type=checked(_matchers),
-        metavar="'{...}'",
-        help="""labels that count: '{namespace="prod"}'""",
-    )
-    asking.add_argument(
-        "--keep", nargs="+", action="extend", default=[], metavar="NAME", help="libraries that stay, by name or glob"
-    )
-    asking.add_argument("--metric", default="", help="name of the counters, if README's mapping rules do not make it")
-    asking.add_argument(
-        "--header",
-        action="append",
-        default=[],
-        help=f"for a guarded server, 'Authorization: Bearer ...'; better in {HEADER}",
-    )
-    asking.add_argument(
-        "--at-least", type=int, default=0, metavar="K", help="show counts below K as <K, to publish the table"
-    )
-    shape = asking.add_mutually_exclusive_group()
-    shape.add_argument("--unused", action="store_true", help="print only the names that can go, for pip uninstall")
-    shape.add_argument("--json", action="store_true", help="print all as JSON")
-    command = commands.add_parser(
-        "run",
-        help="run a program, and say what would be sent at its end",
-        usage="python -m popcon run [-h] [--explain] (SCRIPT | -m MODULE | -c CODE | -) [ARGS ...]",
-        description="Run a program as python would, and say on stderr at its end what would be sent. Nothing is.",
-    )
-    command.add_argument(
-        "--explain", action="store_true", help="say of each new module whose it is, or why it is not counted"
-    )
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] == ["run"]:
-        # What follows is the program's: argparse would look for options of ours in it.
-        explain = arguments[1:2] == ["--explain"]
-        program = arguments[1 + explain :]
-        if not program or program in (["-c"], ["-m"]):
-            command.error("a program is missing: SCRIPT, -m MODULE or -c CODE")
-        option = program[0]
-        if option[:2] in ("-c", "-m") or option == "-" or not option.startswith("-"):
-            run(program, explain)
+        return [
+            os.path.normpath(os.path.join(sys.prefix, line[len(MADE) :])) for line in lines if line.startswith(MADE)
+        ]
+
+    def listing(made: "Iterable[str]") -> bytes:
+        """Return what made_by_install() reads."""
+        return os.fsencode("\n".join([MARK, REMOVE, *(MADE + os.path.relpath(path, sys.prefix) for path in made), ""]))
+
+    def journals() -> "list[str]":
+        """Return where install() may list what it is about to make, while it does: in a folder that was there before."""
+        parts = ("etc", "ipython", "startup")
+        return [os.path.join(sys.prefix, *parts[:depth], "popcon-install.unfinished") for depth in range(4)]
+
+    def install(
+        all_processes: bool = False, vendor: bool = False, version: "tuple[int, ...]" = sys.version_info[:2]
+    ) -> int:
+        """Let every IPython session of this environment report, or every process; print what is written.
+
+        Returns the exit status. Raises SystemExit with a sentence if it can't be done, and
+        leaves nothing half done; what it leaves if it is killed, the next one removes.
+        """
+        files = activation_files(version)
+        startup = next(iter(files))
+        if not all_processes:
+            files = {startup: STARTUP}
+        for path in files:
+            if len(path.splitlines()) > 1:
+                raise SystemExit(f"popcon: {path!r} has a newline in it; nothing was changed")
+            if os.path.lexists(path) and made_by_install(path) is None:
+                raise SystemExit(f"popcon: {path} was not written by popcon, and is left as it is; nothing was changed")
+        clean_up()
+        here = os.path.abspath(__file__)
+        library = os.path.join(standard("sysconfig").get_path("purelib"), "popcon.py")
+        imported = imported_popcon()
+        if imported and _read(imported) != _read(here):
+            raise SystemExit(
+                f"popcon: Python imports another copy of popcon here, {imported}; nothing was changed. "
+                "Use that one, `python -m popcon install`, or remove it first"
+            )
+        if not imported and not vendor:
+            raise SystemExit(
+                f"popcon: Python does not import popcon from {os.path.dirname(here)} when it runs elsewhere; nothing was "
+                f"changed. Put popcon.py into {os.path.dirname(library)}, or let `install --vendor` do it"
+            )
+        if imported and all(map(os.path.exists, files)):
+            print(f"nothing to do: {' and '.join(files)} {'are' if all_processes else 'is'} there")
             return 0
-        if option[1] in "bBdEiIOPqsSuvVWxX":
-            option = " ".join(program[:2]) if option in ("-W", "-X") else option
-            command.error(f"{option} is for python itself: python {option} -m popcon run ...")
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        (command if options.command == "run" else parser).error(f"unknown option {unknown[0]}")
-    if not options.command:
-        parser.error(f"a command is missing: {', '.join(commands.choices)}; -h tells what they do")
-    try:
-        if options.command == "install":
-            status = install(options.all_processes, options.vendor)
-        elif options.command == "usage":
-            if options.match and options.metrics:
-                asking.error("--match is for --prometheus; an exporter's metrics are taken as they are")
-            status = usage(options)
+        # Each lists all that was made with any, so that one may get lost.
+        listed = [other for path in files for other in made_by_install(path) or ()]
+        if not imported and os.path.lexists(library) and library not in listed:
+            raise SystemExit(f"popcon: Python fails to import {library}, which is left as it is; nothing was changed")
+        source = imported or library
+        compiled = standard("importlib.util").cache_from_source(source)
+        made = sorted({path for wanted in (source, compiled, *files) for path in missing(wanted)})
+        lines = []
+        journal = [path for path in journals() if os.path.isdir(os.path.dirname(path))][-1]
+        try:
+            write(journal, listing(made))
+            if not imported:
+                write(library, _read(here))
+                lines.append(f"wrote {library}")
+            if compiled in made:
+                try:
+                    make_folder(os.path.dirname(compiled))
+                    standard("py_compile").compile(source, doraise=True)
+                    os.chmod(compiled, os.stat(source).st_mode & 0o666)
+                    lines.append(f"wrote {compiled}")
+                except OSError as error:
+                    lines.append(f"warning: every start will compile {source} anew: {error}")
+            for path in files:
+                make_folder(os.path.dirname(path))
+            head = listing(dict.fromkeys(listed + [path for path in made if os.path.exists(path)]))
+            for path in sorted(files, key=os.path.exists):  # those that can be undone first
+                content = head + files[path].encode()
+                if _read(path) != content:
+                    write(path, content)
+                    lines.append(f"wrote {path}")
+        except OSError as error:
+            remove(made)
+            remove([journal])
+            where = os.path.dirname(error.filename)
+            raise SystemExit(f"popcon: cannot write into {where}: {error.strerror}; nothing was changed") from None
+        os.remove(journal)
+        print(*lines, sep="\n")  # at last, for who reads it may be gone
+        return 0
+
+    def imported_popcon() -> str:
+        """Return from which file a process of this environment, run in any folder, imports popcon; "" if from none."""
+        # From the root, for sys.path may hold the working folder, and without it; others may print at start-up.
+        code = (
+            "import os, sys; sys.path[:] = [entry for entry in sys.path if entry not in ('', os.getcwd())]; import popcon; "
+            "sys.stdout.buffer.write(bytes(1) + os.fsencode(os.path.abspath(popcon.__file__)) + bytes(1))"
+        )
+        command = [sys.executable, "-B", "-c", code]
+        run = standard("subprocess").run
+        child = run(command, cwd=os.path.abspath(os.sep), stdin=-3, stdout=-1, stderr=-3, timeout=60)
+        return os.fsdecode((child.stdout + b"\0\0").split(b"\0")[1])
+
+    def missing(path: str) -> "list[str]":
+        """Return the path and the folders above it, the highest first, as far as they are not there."""
+        return [] if os.path.lexists(path) else [*missing(os.path.dirname(path)), path]
+
+    def make_folder(path: str) -> None:
+        """Make a folder and those above it, as far as they are not there. Raises OSError.
+
+        Whoever may look into the folder above may look into it, whatever the umask says: those who use the environment.
+        """
+        for folder in missing(path):
+            os.mkdir(folder)
+            os.chmod(folder, os.stat(os.path.dirname(folder)).st_mode & 0o7777)
+
+    def write(path: str, content: bytes) -> None:
+        """Let a file appear whole, in place of what was there, readable for whoever may look into its folder.
+
+        Raises OSError.
+        """
+        make_folder(os.path.dirname(path))
+        unfinished = f"{path}.{os.getpid()}"
+        try:
+            with open(unfinished, "wb") as file:
+                file.write(content)
+            os.chmod(unfinished, os.stat(os.path.dirname(path)).st_mode & 0o666)
+            os.replace(unfinished, path)
+        except OSError as error:
+            remove([unfinished])
+            error.filename = path
+            raise
+
+    def remove(paths: "Iterable[str]") -> "list[str]":
+        """Remove files, then folders that are empty by then; return what is gone. Raises SystemExit with a sentence.
+
+        With popcon.py goes its bytecode, and with each file what a write that was cut short left beside it.
+        """
+        glob = standard("glob")
+        files, places, gone = [], set(), []
+        for path in paths:
+            if os.path.isdir(path) and not os.path.islink(path):
+                places.add(path)
+                continue
+            if os.path.basename(path) == "popcon.py":
+                cache = os.path.join(os.path.dirname(path), "__pycache__")
+                files += glob.glob(os.path.join(glob.escape(cache), "popcon.*.pyc*"))
+            beside = glob.glob(glob.escape(path) + ".*")
+            files += [*(other for other in beside if other[len(path) + 1 :].isdigit()), path]
+        try:
+            for path in dict.fromkeys(files):
+                if os.path.lexists(path):
+                    os.remove(path)
+                    gone.append(path)
+            for path in sorted(places, key=len, reverse=True):
+                if os.path.isdir(path) and not os.listdir(path):  # else somebody else uses it by now
+                    os.rmdir(path)
+                    gone.append(path)
+        except OSError as error:
+            raise SystemExit(f"popcon: {error.filename} cannot be removed: {error.strerror}") from None
+        return gone
+
+    def unclaimed(made: "list[str]") -> "list[str]":
+        """Return the paths without those that are somebody else's by now: an activation file, popcon.py and its bytecode."""
+        activating = activation_files((3, 17)) | activation_files((3, 18))
+        foreign = {
+            path for path in made if path in activating and os.path.lexists(path) and made_by_install(path) is None
+        }
+        library = [path for path in made if os.path.basename(path) == "popcon.py"]
+        if libraries(dict.fromkeys(library, "popcon"))[0]:  # pip has installed it in the meantime
+            foreign |= {*library, *(path for path in made if path.endswith(".pyc"))}
+        return [path for path in made if path not in foreign]
+
+    def clean_up() -> "list[str]":
+        """Remove what an install() that was killed has made, print and return it."""
+        gone = []
+        for journal in journals():
+            gone += remove(unclaimed(made_by_install(journal) or [])) + remove([journal])
+        for path in gone:
+            print(f"removed {path}, left by an install that was cut short")
+        return gone
+
+    def uninstall() -> int:
+        """Remove what install() wrote in this environment, and only that; print it. Returns the exit status."""
+        gone = clean_up()
+        activating: list[str] = []
+        made: list[str] = []
+        lines = []
+        for path in activation_files((3, 17)) | activation_files((3, 18)):
+            listed = made_by_install(path)
+            if listed is not None:
+                activating.append(path)
+                made += listed
+            elif os.path.lexists(path):
+                lines.append(f"left {path}: popcon did not write it")
+        ours = unclaimed(made)
+        for path in dict.fromkeys(made):
+            if path not in ours and path.endswith(".py"):
+                lines.append(f"left {path}: it belongs to an installed library")
+        # Activation files last: as long as they are there, it can be tried again.
+        lines += [f"removed {path}" for path in remove([*ours, *activating])]
+        if not activating and not gone:
+            lines.append(f"nothing to do: `python -m popcon install` has written nothing in {sys.prefix}")
+        print(*lines, sep="\n")  # at last, for who reads it may be gone
+        return 0
+
+    def run(program: "Sequence[str]", explain: bool = False) -> None:
+        """Run a program as python would, and say on stderr at its end what would be sent; nothing is.
+
+        Takes what stands after `python` on a command line: -c CODE, -m MODULE, - or a path,
+        and arguments. The program's exceptions pass, without the frames of this file.
+        """
+        kind, arguments = program[0], list(program[1:])
+        # Not by this process, and not by a reporter that is switched on here or in a child.
+        os.environ["DO_NOT_TRACK"] = "1"
+        machinery, runpy = standard("importlib.machinery"), standard("runpy")
+        main = sys.modules["__main__"] = type(sys)("__main__")
+        namespace = vars(main)
+        namespace["__loader__"] = machinery.BuiltinImporter
+        if sys.version_info < (3, 14):
+            namespace["__annotations__"] = {}
+        namespace["__builtins__"] = sys.modules["builtins"]
+        start, module, name = "", "", "<string>"
+        source: str | bytes = b""
+        if kind[:2] in ("-c", "-m"):
+            what = kind[2:] or arguments.pop(0)
+            kind = kind[:2]
+            if kind == "-m":
+                start, module = os.getcwd(), what
+            else:
+                source = standard("textwrap").dedent(what) if sys.version_info >= (3, 14) else what
+                if sys.version_info >= (3, 13):  # whose tracebacks show the code
+                    lines = source.splitlines(keepends=True)
+                    standard("linecache").cache[name] = (len(source), None, lines, name)
+        elif kind != "-" and (os.path.isdir(kind) or standard("zipfile").is_zipfile(kind)):
+            start, module = os.path.abspath(kind), "__main__"
         else:
-            status = uninstall() if options.command == "uninstall" else selftest()
-        print(end="", flush=True)
-    except BrokenPipeError:  # who reads it is gone, as with `| head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python writes the rest at exit
-        status = 1
-    return status
+            name = "<stdin>" if kind == "-" else os.path.join(os.getcwd(), kind)
+            try:
+                with open(0 if kind == "-" else kind, "rb", closefd=kind != "-") as file:
+                    source = file.read()
+            except OSError as error:
+                reason = f"[Errno {error.errno}] {error.strerror}"
+                print(f"{sys.executable}: can't open file {name!r}: {reason}", file=sys.stderr)
+                raise SystemExit(2) from None
+            namespace["__file__"] = name
+            if sys.version_info < (3, 15):
+                namespace["__cached__"] = None
+            if kind != "-":
+                start = os.path.dirname(os.path.realpath(kind))
+                compiled = name.endswith(".pyc")
+                loader = machinery.SourcelessFileLoader if compiled else machinery.SourceFileLoader
+                namespace["__loader__"] = loader("__main__", name)
+        sys.argv = [kind, *arguments]
+        if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+            sys.path[0] = start
+        elif kind != "-m" and module:
+            sys.path.insert(0, start)  # a folder or an archive, with a __main__ in it
+        known = set(sys.modules)
+        atexit.register(_say_what_would_be_sent, known if explain else None)
+        _reporter.take_baseline()
+        _reporter.baseline[os.path.abspath(__file__)] = "popcon"
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_reporter.after_fork)
+        try:
+            if module:
+                runpy._run_module_as_main(module, alter_argv=kind == "-m")
+            elif name.endswith(".pyc"):
+                exec(namespace["__loader__"].get_code("__main__"), namespace)
+            else:
+                exec(compile(source, name, "exec", dont_inherit=True), namespace)
+        except BaseException:
+            _hide_own_frames(runpy.__file__, "<frozen runpy>")
+            raise
+
+    def _hide_own_frames(*others: str) -> None:
+        """Let sys.excepthook, even the program's own, see the traceback as without the frames of this file.
+
+        Takes the files of other frames that may stand before these.
+        """
+        show = sys.excepthook
+        own = main.__code__.co_filename
+
+        def excepthook(kind: "type[BaseException]", error: BaseException, trace: "Any") -> None:
+            rest = trace
+            while rest and rest.tb_frame.f_code.co_filename in (own, *others):
+                if rest.tb_frame.f_code.co_filename == own:
+                    trace = rest.tb_next
+                rest = rest.tb_next
+            show(kind, error.with_traceback(trace), trace)
+
+        sys.excepthook = excepthook
+
+    def _say_what_would_be_sent(known: "set[str] | None") -> None:
+        try:
+            modules = dict(sys.modules)  # before update() needs some of its own
+            _reporter.update()
+            lines = explanation(modules, known) if known is not None else []
+            _, _, prefix, rate = map(setting, SETTINGS)
+            lines += [statsd_line(name, prefix, rate).decode() for name in sorted(_reporter.used)]
+            lines = lines or ["popcon: nothing would be sent: no library was used"]
+        except Exception as error:
+            lines = [f"popcon: nothing would be sent: {error}"]
+        try:
+            if sys.stderr:
+                print(*lines, sep="\n", file=sys.stderr)
+        except Exception:  # closed, or the program's own: then nobody is listening
+            sys.stderr = None  # Python would try it again, and change the exit status
+
+    def explanation(loaded: "Mapping[str, object]", known: "set[str]") -> "list[str]":
+        """Return a line for each top-level module loaded that is not known: whose it is, or why it is nobody's.
+
+        Goes by what Reporter.update() has found.
+        """
+        tops: dict[str, dict[str, object]] = {}
+        for name, module in loaded.items():
+            if type(name) is str and name not in known and name.partition(".")[0] not in ("__main__", "__mp_main__"):
+                tops.setdefault(name.partition(".")[0], {})[name] = module
+        files = [executed_files(modules) for modules in tops.values()]
+        lines = []
+        width = max(map(len, tops), default=0)
+        for (top, modules), own, owners in zip(tops.items(), files, libraries(*files)):
+            if owners & _reporter.used:
+                text = ", ".join(sorted(owners & _reporter.used))
+            elif owners:
+                text = f"not counted: {', '.join(sorted(owners))} was loaded before, in the baseline"
+            elif own:
+                file = next(iter(own))
+                text = f"not counted: {'an editable install' if is_editable(file) else 'no library lists'}, {file}"
+            elif top in sys.stdlib_module_names:
+                text = "not counted: standard library"
+            elif any(type(module) is type(sys) for module in modules.values()):
+                text = "not counted: no file"
+            else:
+                text = "not counted: not executed, loaded lazily"
+            lines.append(f"{top:{width}}  {text}")
+        return sorted(lines)
+
+    def is_editable(file: str) -> bool:
+        """Tell whether the file is in the source tree of an editable install (PEP 610), or a finder of one."""
+        json, parse = standard("json"), standard("urllib.parse")
+        for info in installed_metadata():
+            try:
+                origin = json.loads(_read(f"{info}{os.sep}direct_url.json") or b"{}")
+                tree = parse.unquote(parse.urlsplit(origin["url"]).path)
+                if origin["dir_info"]["editable"] and file.startswith(os.path.join(tree, "")):
+                    return True
+            except (ValueError, KeyError, TypeError):
+                pass  # there is none, or it is rubbish
+        return os.path.basename(file).startswith("__editable__")
+
+    # ---- the answer: usage ----------------------------------------------------------------
+
+    HEADER = "PYTHON_POPCONTEST_PROMETHEUS_HEADER"
+
+    def usage(options: "Any") -> int:
+        """Say of each installed library how much it is used, and which can go; return the exit status.
+
+        Takes what main() has parsed. Raises SystemExit with a sentence if the counts can't be had.
+        """
+        if not sys.stdout:
+            raise SystemExit("popcon: stdout is closed")
+        try:
+            metric = options.metric or metric_name(setting("PYTHON_POPCONTEST_STATSD_PREFIX"))
+            headers = dict(_header(text) for text in [os.environ.get(HEADER, ""), *options.header] if text)
+            rate = setting("PYTHON_POPCONTEST_STATSD_SAMPLE_RATE")
+        except ValueError as error:
+            raise SystemExit(f"popcon: {error}") from None
+        doing = ["asking for the counts"]
+        done = _show_progress(doing)
+        now = standard("time").time()
+        start = now - options.window
+        try:
+            if options.prometheus:
+                ask = prometheus(options.prometheus, headers)
+                counts, since = counts_in_prometheus(ask, metric, options.match, start, now)
+            else:
+                counts, since = counts_at_exporter(options.metrics, headers, metric)
+                since = since and min(since, now)  # its clock may be wrong
+            if not any(counts.values()):
+                what = (
+                    f"no count of {metric} rose"
+                    if counts
+                    else f"there is no counter {metric}{options.match and ' that matches'}"
+                )
+                where = options.metrics or f"the last {_duration(options.window)}"
+                raise OSError(
+                    f"{what} in {where}; does anything report (see selftest), and is that its name (see --metric)?"
+                )
+            doing[0] = "reading what is installed"
+            rows = judged(counts, options.keep)
+        except OSError as error:
+            raise SystemExit(f"popcon: {_printable(str(error))}") from None
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None  # as the shell says it
+        finally:
+            done()
+        if float(rate) < 1:
+            _note(f"a sample of {rate} of the processes reports: rare uses may be missed")
+        young = ""
+        if since is None:
+            young = "it is not known since when this was counted"
+        elif since > start + 0.01 * options.window:
+            young = f"this was counted since {_date(since)} only"
+        if young:
+            hint = f"; ask for --window {_duration(now - since)} if that is long enough" if since else ""
+            _note(f"nothing is called unused: {young}{hint}")
+            for row in rows:
+                if row["status"] == "unused":
+                    row.update(status="unknown", reason=young)
+        if options.unused:
+            sys.stdout.writelines(row["library"] + "\n" for row in rows if row["status"] == "unused")
+            return 1 if young else 0
+        for row in rows:
+            if row["processes"] and row["processes"] < options.at_least:
+                row["processes"] = None
+        if options.json:
+            print(standard("json").dumps(rows, indent=1))
+        else:
+            print(*table(rows, options.at_least, _date(since or now)), sep="\n")
+        return 0
+
+    CLEAR = "\r\33[K"  # what stands in this line of a terminal
+
+    def _note(text: str) -> None:
+        if sys.stderr:
+            print(f"{CLEAR * sys.stderr.isatty()}popcon: {text}", file=sys.stderr)
+
+    # Where the counts come from.
+
+    def metric_name(prefix: str) -> str:
+        """Return the name that README's mapping rules give to the counters of a statsd prefix.
+
+        The word after `namespace` becomes a label.
+        """
+        words = prefix.split(".")
+        if "namespace" in words[:-2]:
+            place = words.index("namespace")
+            del words[place : place + 2]
+        return "_".join(words).replace("-", "_")
+
+    def _header(text: str) -> "tuple[str, str]":
+        """Return name and value of an HTTP header (RFC 9110); raise ValueError, which never shows a secret."""
+        name, colon, value = (part.strip() for part in text.partition(":"))
+        if not colon or not _made_of(name, "-_") or not (value.isascii() and value.isprintable()):
+            raise ValueError(f"a header must read 'Name: value', in --header and in {HEADER}")
+        return name, value
+
+    def fetch(url: str, headers: "dict[str, str]", form: "Mapping[str, object] | None" = None) -> str:
+        """Return what an HTTP server answers to a GET, or to a POST of a long form. Raises OSError with a sentence.
+
+        Follows no redirect: what it leads to is a log-in page, and the headers may hold a secret.
+        """
+        request, http = standard("urllib.request"), standard("http.client")
+        clock = standard("time").monotonic
+
+        class Stay(request.HTTPRedirectHandler):  # type: ignore[misc, name-defined]
+            def redirect_request(self, *ignored: object) -> None:
+                return None
+
+        data = standard("urllib.parse").urlencode(form or {})
+        patience = 120  # seconds, after which Prometheus gives up as well
+        end, text = clock() + patience, b""
+        try:
+            # Some proxies let a GET pass only, and some no long one.
+            asked = (
+                request.Request(url, data.encode(), headers)
+                if len(data) > 2000
+                else request.Request(f"{url}?{data}".rstrip("?"), None, headers)
+            )
+            with request.build_opener(Stay).open(asked, timeout=patience) as answer:
+                while chunk := answer.read1(1 << 20):
+                    text += chunk
+                    if clock() > end or len(text) > 1 << 28:
+                        raise OSError("its answer does not end")
+                if answer.length:  # what Content-Length says is still to come
+                    raise OSError("its answer is cut off")
+        except request.HTTPError as error:
+            if error.headers.get("Location"):
+                why = f"redirects to {error.headers['Location']}; does it want a --header 'Authorization: ...'?"
+            else:
+                why = f"answers {error.code} {error.reason}"
+                try:
+                    text = error.read1(1 << 16)
+                    why += f": {standard('json').loads(text)['error']}"  # as Prometheus says what is wrong
+                except (OSError, ValueError, KeyError, TypeError, RecursionError, http.HTTPException):
+                    pass
+            raise OSError(f"{url} {why}") from None
+        except (OSError, ValueError, http.HTTPException) as error:
+            raise OSError(
+                f"{url} cannot be read: {getattr(error, 'reason', '') or error or type(error).__name__}"
+            ) from None
+        return text.decode("utf-8", "replace")
+
+    def prometheus(url: str, headers: "dict[str, str]") -> "Callable[..., Any]":
+        """Return a function that asks Prometheus' HTTP API at the URL, under which api/v1 lies.
+
+        It takes the end point and its parameters, times in seconds. It returns a dictionary: of each
+        series the labels, as a frozenset of pairs without the metric's name, to a list of
+        (time, value). Raises OSError with a sentence.
+        """
+
+        def ask(what: str, **form: object) -> "dict[Any, list[tuple[float, float]]]":
+            where = f"{url.rstrip('/')}/api/v1/{what}"
+            text = fetch(where, headers, form)
+            try:
+                answer = standard("json").loads(text)
+                # PromQL's remarks are harmless. Thanos and Mimir say so what was out of reach.
+                warnings = [text for text in answer.get("warnings", ()) if not text.startswith("PromQL")]
+                data = answer["data"]
+                if what == "series":
+                    data = {"result": [{"metric": labels, "values": []} for labels in data]}
+                found = {
+                    frozenset(pair for pair in series["metric"].items() if pair[0] != "__name__"): [
+                        (_number(time), _number(value))
+                        for time, value in (series["values"] if "values" in series else [series["value"]])
+                    ]
+                    for series in data["result"]
+                }
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                raise OSError(
+                    f"{where} does not answer as Prometheus does, but {' '.join(text[:60].split())!r}"
+                ) from None
+            if warnings:
+                raise OSError(f"{where} does not know all: {warnings[0]}")
+            return found
+
+        return ask
+
+    REACH = 2 * 3600  # seconds that may lie between two samples of a series: some fetch once an hour, for privacy
+
+    def counts_in_prometheus(
+        ask: "Callable[..., Any]", metric: str, match: str, start: float, end: float
+    ) -> "tuple[dict[str, float], float | None]":
+        """Return by how much the counters of each library rose between two times, and since when that is known.
+
+        Takes the function that prometheus() returns, and label matchers as PromQL writes them.
+        increase() would not do: it estimates, and misses the first sample of a series, so that a
+        library used once shows 0, and a restart of the exporter that leads from 1 to 1. So the
+        values at the end of each of an exporter's lives, from one start to the next, are added
+        up; only around those ends are samples read.
+        """
+
+        def selector(*matchers: str) -> str:
+            return "{" + ",".join(filter(None, [f'__name__="{metric}"', match, *matchers])) + "}"
+
+        def last(begin: float, end: float, *matchers: str) -> "dict[Any, float]":
+            found = ask("query", query=f"last_over_time({selector(*matchers)}{_range(begin, end)})", time=end)
+            return {labels: samples[-1][1] for labels, samples in found.items() if _library(labels)}
+
+        series = {
+            labels
+            for labels in ask("series", **{"match[]": selector(), "start": start, "end": end})
+            if _library(labels)
+        }
+        if not series:
+            return {}, None
+        reach = max(REACH, (end - start) / POINTS)
+        lives = exporter_lives(ask, series, start - REACH, end, reach)
+        near: dict[Any, Any] = {}  # exporters by target: two clusters can have the same targets
+        for exporter in lives:
+            near.setdefault(_target(exporter), []).append(exporter)
+        exporters = {  # of each series its own
+            labels: max(near.get(_target(labels), [None]), key=lambda exporter: len(labels & (exporter or set())))
+            for labels in series
+        }
+        counts = dict.fromkeys(map(_library, series), 0.0)
+        recent = last(start - REACH, start)
+        latest: dict[Any, float] = {}
+        seen, gap = 0.0, 0.0  # until when an exporter was, and how long none was between
+        for begin, finish, exporter in sorted((*life, exporter) for exporter, times in lives.items() for life in times):
+            gap += max(0.0, begin - max(start, seen or begin))
+            seen = max(seen, finish)
+            if finish > start:
+                own = [f"{key}={_quoted(value)}" for key, value in _target(exporter)]
+                opening = begin - 0.002  # Prometheus 3 leaves out what lies where a range begins
+                before = recent if begin <= start - REACH else last(opening, start, *own) if begin < start else {}
+                for labels, value in last(max(opening, start, finish - reach), finish + 0.001, *own).items():
+                    if exporters.get(labels) == exporter:
+                        latest[labels] = value
+                        counts[_library(labels)] += value - before.get(labels, 0.0)
+        # Series without an exporter whose restarts can be seen, and those that ended before it did (as with a ttl in its
+        # mapping): too much is better than too little.
+        rest = series - latest.keys()
+        if rest:
+            for labels, value in last(start, end, _any_of("library", rest)).items():
+                if labels in rest:
+                    latest[labels] = value
+                    counts[_library(labels)] += value
+        if any(exporters.get(labels) is None for labels in rest & latest.keys()):
+            _note("not every exporter's process_start_time_seconds is known: more is counted than this time")
+        gap += max(0.0, end - seen)
+        if lives and gap > 0.01 * (end - start) + REACH:
+            _note(f"no exporter was seen in {_duration(gap)} of this time: what was used then is not known")
+        # Counters that were there at the start, or not long before, say that the counts reach back to it.
+        if recent:
+            return counts, start
+        since, step = end, end - start
+        early = _any_of("library", sorted(latest, key=latest.__getitem__)[-9:])  # the most used were used first
+        while step > 1:  # closer and closer: of so much data Prometheus tells a few hundred points only
+            begin, step = since - step, max(1.0, step / POINTS)
+            known = f"count(last_over_time({selector(early)}{_range(0, step + 0.002)}))"
+            for samples in ask("query_range", query=known, start=begin, end=since + step, step=step).values():
+                since = samples[0][0]
+        return counts, since
+
+    def exporter_lives(
+        ask: "Callable[..., Any]", series: "Iterable[Any]", start: float, end: float, reach: float
+    ) -> "dict[Any, list[tuple[float, float]]]":
+        """Return from when to when each of the exporters of these series was seen, in each of its lives.
+
+        An exporter is known by the labels of its process_start_time_seconds. When its last life
+        ends is known to `reach` seconds.
+        """
+        clock = f"process_start_time_seconds{{{','.join(_any_of(key, series) for key in TARGET)}}}"
+        step = max(1.0, (end - start) / POINTS)
+        query = f"last_over_time({clock}{_range(0, reach)})"
+        lives = {}
+        for exporter, samples in ask("query_range", query=query, start=start, end=end + step, step=step).items():
+            begin, finish, spans = samples[0][0], min(samples[-1][0], end), []
+            if begin > start:
+                samples.insert(0, (begin - step, 0.0))  # between the two there may have been more
+            for (before, old), (after, new) in zip(samples, samples[1:]):
+                if old != new:  # when exactly, and how often?
+                    own = ",".join(f"{key}={_quoted(value)}" for key, value in exporter)
+                    query = f"process_start_time_seconds{{{own}}}{_range(before - reach, after)}"
+                    close = ask("query", query=query, time=after).get(exporter, [])
+                    if not old and close:
+                        begin = close[0][0]
+                    for (leave, left), (enter, entered) in zip(close, close[1:]):
+                        # Otherwise it was the machine's clock that was set right, by which Linux tells the start.
+                        restarted = left != entered and entered - left > leave - begin - 2
+                        if restarted and enter > begin:
+                            spans.append((begin, leave))
+                            begin = enter
+            lives[exporter] = [*spans, (begin, finish)]
+        return lives
+
+    POINTS = 500  # that Prometheus is asked for of a time
+    TARGET = "job", "instance"  # the labels by which Prometheus tells what it fetches from
+
+    def _any_of(key: str, series: "Iterable[Any]") -> str:
+        """Return a matcher, as PromQL writes it, for the values that the label has in the series."""
+        escape = standard("re").escape
+        return f"{key}=~{_quoted('|'.join(sorted({escape(dict(labels).get(key, '')) for labels in series})))}"
+
+    def _target(labels: "frozenset[tuple[str, str]]") -> "frozenset[tuple[str, str]]":
+        return frozenset(pair for pair in labels if pair[0] in TARGET)
+
+    def _library(labels: "frozenset[tuple[str, str]]") -> str:
+        return normalized(str(dict(labels).get("library", "")))
+
+    def _number(text: str) -> float:
+        number = float(text)
+        if number - number != 0:
+            raise ValueError("infinite, or not a number")
+        return number
+
+    def _quoted(text: str) -> str:
+        return str(standard("json").dumps(text, ensure_ascii=False))  # PromQL reads text as Go and JSON do
+
+    def _range(start: float, end: float) -> str:
+        return f"[{max(1, round((end - start) * 1000))}ms]"
+
+    def counts_at_exporter(
+        source: str, headers: "dict[str, str]", metric: str
+    ) -> "tuple[dict[str, float], float | None]":
+        """Return what statsd_exporter has counted of each library, and since when, None if that is not told.
+
+        Takes the URL of its metrics or a file that they were saved in, in Prometheus' text format.
+        """
+        re = standard("re")
+        if re.match("https?://", source):
+            text = fetch(source, headers)
+        else:
+            try:
+                with open(source, encoding="utf-8", errors="replace") as file:
+                    text = file.read()
+                saved = os.stat(source).st_mtime
+            except OSError as error:
+                raise OSError(f"{source} cannot be read: {error.strerror}") from None
+            if standard("time").time() - saved > 86400:
+                _note(f"{source} was saved on {_date(saved)}: what was used since then is not in it")
+        counts: dict[str, float] = {}
+        since, is_known = None, False
+        sample = re.compile(r'([a-zA-Z_:][\w:]*)(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+([^\s#]+)')
+        for line in text.split("\n"):  # and nowhere else: a label may hold anything
+            found = sample.match(line)
+            is_known |= found is not None
+            try:
+                if found and found[1] == "process_start_time_seconds":
+                    since = max(since or 0.0, _number(found[3]))  # of several exporters in one file
+                elif found and found[1] == metric:
+                    label = re.search(r'(?:^|,)\s*library="([\w.-]*)"', found[2] or "")
+                    name = normalized(label[1]) if label else ""
+                    if name:
+                        counts[name] = counts.get(name, 0.0) + _number(found[3])
+            except ValueError:
+                raise OSError(f"{source} is no list of metrics: {line[:80]!r}") from None
+        if not is_known:
+            raise OSError(f"{source} is no list of metrics, but begins {' '.join(text[:60].split())!r}")
+        if not text.endswith("\n"):  # as the format wants it
+            raise OSError(f"{source} is cut off: its last line does not end")
+        return counts, since
+
+    # What is installed, and what may go.
+
+    # What hosts the sessions, installs, or is in the baseline itself: that nobody imports them says nothing.
+    HOSTS = {
+        *(
+            "ipykernel",
+            "ipython",
+            "jupyter",
+            "jupyter-server",
+            "jupyterhub",
+            "jupyterlab",
+            "nbclassic",
+            "notebook",
+            "voila",
+        ),
+        *("conda", "mamba", "pip", "setuptools", "uv", "wheel", "popcon", "popularity-contest"),
+    }
+
+    class Library:
+        """What the metadata (PEP 376, PEP 627) say of an installed library.
+
+        `files` are the paths of its files with their sizes in bytes, bytecode included, none if there
+        is no RECORD; `modules` those of them that can be imported.
+        """
+
+        def __init__(self, info: str) -> None:
+            fields = dict(reversed(metadata(info)))  # the first of several decides
+            self.info, self.name, self.version = info, normalized(fields.get("name", "")), fields.get("version", "")
+            separator = os.fsencode(os.sep)
+            self.folder = os.fsencode(os.path.dirname(info)).replace(separator, b"/") + b"/"
+            self.files: dict[bytes, int] = {}
+            self.modules = []
+            suffixes = tuple(os.fsencode(suffix) for suffix in standard("importlib.machinery").all_suffixes())
+            sources: dict[bytes, set[bytes]] = {}  # by the folder of their bytecode
+            try:
+                lines = record_lines(_read(f"{info}{os.sep}RECORD"))
+            except Exception as error:  # csv has its limits
+                debug(f"cannot read {info}: {error!r}")
+                lines = []
+            for line in lines:
+                relative = line.partition(b",")[0]
+                if relative:
+                    path, rooted = self.folder + relative, b"/" + relative
+                    is_plain = b"/." not in rooted and b"//" not in rooted  # neither ../ nor absolute
+                    if not is_plain:
+                        path = os.path.normpath(os.path.join(self.folder, relative)).replace(separator, b"/")
+                    self.files[path] = _size(path)
+                    place, _, base = path.rpartition(b"/")
+                    if base.endswith(b".py"):
+                        sources.setdefault(place + b"/__pycache__", set()).add(base[:-3])
+                    # libfoo.so is not imported, but loaded by somebody else. Of other than plain paths nobody is told the owner.
+                    if is_plain and base.endswith(suffixes) and not base.startswith(b"lib"):
+                        self.modules.append(path)
+            for place, names in sources.items():
+                try:
+                    compiled = [place + b"/" + base for base in os.listdir(place) if base.partition(b".")[0] in names]
+                except (OSError, ValueError):
+                    continue  # never imported
+                self.files |= {path: _size(path) for path in compiled if path not in self.files}
+
+        def obstacle(self, everywhere: bool) -> str:
+            """Say why a count of zero proves nothing, "" if it does; takes whether every process here reports."""
+            scripts, entry_points = [], _read(f"{self.info}{os.sep}entry_points.txt").decode("utf-8", "replace")
+            groups = set(standard("re").findall(r"(?m)^\s*\[\s*([^]\s]+)", entry_points))
+            plugs = sorted(groups - {"console_scripts", "gui_scripts"})
+            for path in self.files:
+                place, _, base = path.rpartition(b"/")
+                if place + b"/" == self.folder and base.endswith((b".pth", b".start", b"customize.py")):
+                    return "takes part in every start of Python"
+                if b"/share/jupyter/" in path or b"/etc/jupyter/" in path:
+                    return "extends Jupyter"
+                if place.endswith((b"/bin", b"/Scripts")) and path.count(b"/") <= self.folder.count(b"/") + 1:
+                    scripts.append(path)
+            if not library_name(self.info):
+                return "editable installs are not counted"
+            if not self.files:
+                return "has no RECORD of its files; pip did not install it"
+            if not self.modules:
+                return "has nothing to import"
+            if plugs:
+                return f"others may find it as a plug-in: {', '.join(plugs)}"
+            if (scripts or groups) and not everywhere:
+                return "its commands may be in use: they do not report here"
+            foreign = [path for path in scripts if b"python" not in _read(os.fsdecode(path), 100).partition(b"\n")[0]]
+            return f"has a command that is no Python: {os.path.basename(os.fsdecode(foreign[0]))}" if foreign else ""
+
+    def _size(path: bytes) -> int:
+        try:
+            return os.stat(path, follow_symlinks=False).st_size
+        except (OSError, ValueError):
+            return 0  # somebody removed it, or the RECORD is rubbish
+
+    def _configured() -> set[bytes]:
+        """Return the words in the site's configuration of IPython and Jupyter, without comments.
+
+        What it loads may be in every session's baseline (c.InteractiveShellApp.matplotlib = "inline"),
+        or run in servers and kernels that do not report.
+        """
+        words: set[bytes] = set()
+        for prefix in (sys.prefix, "/usr/local", "/usr", "/"):
+            for below in ("etc/ipython", "etc/jupyter", "share/jupyter/kernels"):
+                for folder, _, names in os.walk(os.path.join(prefix, below)):
+                    for name in names:
+                        if name.endswith((".py", ".ipy", ".json")):
+                            content = _read(os.path.join(folder, name))
+                            words.update(
+                                standard("re").findall(rb"\w+", standard("re").sub(rb"(?m)^\s*#.*", b"", content))
+                            )
+        return words
+
+    def judged(counts: "Mapping[str, float]", keep: "Sequence[str]") -> "list[dict[str, Any]]":
+        """Return a row for each library, installed or counted, in the order of their names: what --json tells.
+
+        Takes the names or globs of what is to be kept. Only what nobody used, what can be judged,
+        and what nothing that stays requires, is `unused`.
+        """
+        fnmatch, re = standard("fnmatch"), standard("re")
+        installed: dict[str, Library] = {}
+        infos: dict[str, list[str]] = {}  # a library may be there more than once: all that its metadata require counts
+        for info in installed_metadata():
+            library = Library(info)
+            if library.name:
+                infos.setdefault(library.name, []).append(info)
+            # Without a name the metadata are rubbish, as selftest tells; elsewhere an egg-info is somebody's source tree.
+            if library.name and (library.files or library.folder.endswith((b"-packages/", b".egg/"))):
+                installed.setdefault(library.name, library)
+        reasons = {name: library.obstacle(_all_processes_report()) for name, library in installed.items()}
+        reasons |= dict.fromkeys(libraries(executed_files(dict(sys.modules)))[0], "is loaded at every start, uncounted")
+        words = _configured()
+        for name, library in installed.items():
+            tops = {path[len(library.folder) :].partition(b"/")[0].partition(b".")[0] for path in library.modules}
+            if tops & words and not reasons[name]:
+                reasons[name] = "the configuration of IPython or Jupyter names it"
+        reasons |= dict.fromkeys(HOSTS, "belongs to what runs sessions or installs")
+        for pattern in keep:
+            names = fnmatch.filter(installed, re.sub(r"[-_.]+", "-", pattern).lower())
+            reasons |= dict.fromkeys(names, "is to be kept")
+            if not names:
+                _note(f"nothing installed is called {pattern!r}, which was to be kept")
+        # Who uninstalls one of two libraries that share a file takes it from the other.
+        shared: dict[str, set[str]] = {}
+        owners: dict[bytes, str] = {}
+        for name, library in installed.items():
+            for path in library.modules:
+                other = owners.setdefault(path, name)
+                if other != name:
+                    shared.setdefault(name, set()).add(other)
+                    shared.setdefault(other, set()).add(name)
+        stays = [name for name in infos if name not in installed or counts.get(name) or reasons[name]]
+        requirers = required(stays, infos, shared)
+        rows = []
+        for name in sorted(installed.keys() | {name for name, count in counts.items() if count}):
+            processes = max(1, round(counts[name])) if counts.get(name) else 0
+            required_by = sorted(requirers.get(name, ()))
+            if name not in installed:
+                status, reason = "absent", ""
+            elif processes:
+                status, reason = "used", ""
+            elif required_by:
+                status, reason = "required", ""
+            else:
+                status, reason = "unknown" if reasons[name] else "unused", reasons[name]
+            here = installed.get(name)
+            rows.append(
+                {
+                    "library": name,
+                    "version": _printable(here.version) if here else None,
+                    "processes": processes,
+                    "status": status,
+                    "required_by": required_by,
+                    "reason": _printable(reason),
+                    "bytes": sum(here.files.values()) if here and here.files else None,
+                }
+            )
+        return rows
+
+    def _all_processes_report() -> bool:
+        """Tell whether start-up has set popcon up: it is imported then, and not only run as a program, or by IPython."""
+        return bool(getattr(sys.modules.get("popcon"), "_is_set_up", False)) and ipython_shell() is None
+
+    # How it is shown.
+
+    def table(rows: "Sequence[Mapping[str, Any]]", least: int, since: str) -> "Iterator[str]":
+        """Yield the lines of the table, as wide as the terminal. Counts below `least` are None in the rows."""
+        width = max(40, standard("shutil").get_terminal_size((100, 24)).columns)
+        is_narrow = sys.stdout.isatty() or bool(os.environ.get("COLUMNS"))  # in a file lines may be longer
+        is_utf8 = "utf" in (sys.stdout.encoding or "").lower()
+        is_plain = not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+        installed = [row for row in rows if row["status"] != "absent"]
+
+        def place(row: "Mapping[str, Any]") -> "tuple[int, int, str]":
+            """By use; what nobody used by its size."""
+            return -(row["processes"] or 0), -(row["bytes"] or 0) if row["processes"] == 0 else 0, row["library"]
+
+        ordered = sorted(rows, key=place)
+        groups = {
+            status: [row for row in ordered if row["status"] == status]
+            for status in ("used", "unused", "required", "unknown", "absent")
+        }
+        most = max((row["processes"] or 0 for row in rows), default=0) or 1
+        digits = max(len("processes"), len(f"{most:,}"))
+        left = width - len("rank    ") - digits - len("  123.4 MB")
+        versions = min(12, max(map(len, ["version", *(row["version"] or "" for row in rows)]))) if left > 50 else 0
+        left -= versions + 2 * bool(versions)
+        names = min(left - 10 if left > 25 else left, max(map(len, ["library", *(row["library"] for row in rows)])))
+        bars = left - names - 2 if left > 25 else 0
+
+        def cut(text: str, size: int) -> str:
+            return text if len(text) <= size else text[: size - 1] + ("…" if is_utf8 else "~")
+
+        def paint(code: int, text: str) -> str:
+            return text if is_plain or not text.strip() else f"\33[{code}m{text}\33[m"
+
+        def bar(count: int) -> str:
+            if not is_utf8:
+                return "#" * round(bars * count / most or 1)
+            whole, eighths = divmod(max(1, round(8 * bars * count / most)), 8)
+            return "█" * whole + " ▏▎▍▌▋▊▉"[eighths].strip()
+
+        def columns(rank: object, library: str, version: str, number: str) -> str:
+            version = f"  {cut(version, versions):{versions}}" if versions else ""
+            return f"{rank:>4}  {cut(library, names):{names}}{version}  {number:>{digits}}"
+
+        def counted(shown: "Iterable[Mapping[str, Any]]") -> "Iterator[str]":
+            for rank, row in enumerate(shown, 1):
+                count = f"<{least}" if row["processes"] is None else f"{row['processes']:,}"
+                drawn = paint(32, f"  {bar(row['processes']) if row['processes'] else '':{bars}}") if bars else ""
+                size = _bytes([row]) if row["status"] == "used" else ""
+                yield f"{columns(rank, row['library'], row['version'] or '', count)}{drawn}  {size:>8}".rstrip()
+
+        gap = " " * (bars + 2 if bars else 0)
+        yield paint(1, f"{columns('rank', 'library', 'version', 'processes')}{gap}  {'size':>8}")
+        yield from counted(groups["used"])
+        for status, title in {
+            "unused": "Can go",
+            "required": "Needed by others",
+            "unknown": "Cannot be judged",
+        }.items():
+            shown = groups[status]
+            if shown:
+                yield ""
+                yield paint(
+                    1, f"{title}: {len(shown)} {'library' if len(shown) == 1 else 'libraries'}, {_bytes(shown)}"
+                )
+            for row in shown:
+                others = row["required_by"]
+                text = row["reason"] or ", ".join(others[:5]) + (f" and {len(others) - 5} others" if others[5:] else "")
+                text = f"{columns('', row['library'], row['version'], _bytes([row]))}  {text}".rstrip()
+                yield cut(text, width) if is_narrow else text
+        if groups["absent"]:
+            yield ""
+            yield paint(1, "Counted, but not installed here")
+            yield from counted(groups["absent"])
+        yield ""
+        unused = groups["unused"]
+        text = f"{len(unused)} of {len(installed)} libraries can go, {_bytes(unused)} of {_bytes(installed)}. Counted since {since}"
+        text += ": nobody imported them in this time, and nothing that stays needs them." if unused else "."
+        yield from standard("textwrap").wrap(text, width)
+
+    def _bytes(rows: "Iterable[Mapping[str, Any]]") -> str:
+        """Return how much room the libraries take, in units of the SI."""
+        sizes = [row["bytes"] for row in rows]
+        size = float(sum(filter(None, sizes)))
+        if sizes and not any(sizes):
+            return "?"
+        units = ["B", "kB", "MB", "GB"]
+        while size >= 999.95 and len(units) > 1:
+            size /= 1000
+            units.pop(0)
+        return f"{size:.{0 if units[0] == 'B' else 1}f} {units[0]}"
+
+    def _date(time: float) -> str:
+        """Return the local time as a date, with the hour if that is not long ago."""
+        clock = standard("time")
+        return str(
+            clock.strftime(
+                "%Y-%m-%d" if clock.time() - time > 5 * 86400 else "%Y-%m-%d %H:%M:%S", clock.localtime(time)
+            )
+        )
+
+    UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 86400}
+
+    def seconds(duration: str) -> float:
+        """Return the seconds of a duration as PromQL writes it: 90d, 1h30m. Raises ValueError."""
+        parts = standard("re").findall(r"(\d+)(ms|[smhdwy])", duration)
+        total = float(sum(int(number) * UNITS[unit] for number, unit in parts))
+        if "".join(map("".join, parts)) != duration or not 1 <= total < 100 * UNITS["y"]:
+            raise ValueError("must be a duration such as 90d, 12h or 1h30m")
+        return total
+
+    def _url(text: str) -> str:
+        parts = standard("urllib.parse").urlsplit(text)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
+            raise ValueError(
+                "must be http://HOST:PORT, and a path if Prometheus is under one; who you are goes into --header"
+            )
+        return text
+
+    def _matchers(text: str) -> str:
+        if not (text.startswith("{") and text.endswith("}")):
+            raise ValueError("must be label matchers as PromQL writes them, such as '{namespace=\"prod\"}'")
+        return text[1:-1].strip().rstrip(",")
+
+    def _duration(time: float) -> str:
+        """Return the duration, rounded down, as seconds() reads it."""
+        unit = max((unit for unit in "smhd" if time >= 2 * UNITS[unit]), key=UNITS.__getitem__, default="s")
+        return f"{max(1, int(time / UNITS[unit]))}{unit}"
+
+    def _printable(text: str) -> str:
+        """Return what a server or metadata say, without what could steer a terminal."""
+        return "".join(letter if letter.isprintable() else " " for letter in text)
+
+    def _show_progress(doing: "list[str]") -> "Callable[[], None]":
+        """Say on a terminal what is being done, if it takes longer than a second; return what ends it."""
+        if not (sys.stderr and sys.stderr.isatty()):
+            return lambda: None
+        threading = standard("threading")
+        done = threading.Event()
+
+        def show() -> None:
+            wait = 1.0
+            while not done.wait(wait):
+                print(f"{CLEAR}{doing[0]} ...", end="", file=sys.stderr, flush=True)
+                wait = 0.1
+            if wait < 1:
+                print(CLEAR, end="", file=sys.stderr, flush=True)
+
+        thread = threading.Thread(target=show, daemon=True)
+        thread.start()
+
+        def stop() -> None:
+            done.set()
+            thread.join()
+
+        return stop
+
+    # ---- the commands ---------------------------------------------------------------------
+
+    def run_command_line(arguments: "Sequence[str] | None") -> int:
+        """Answer main()."""
+        argparse = standard("argparse")
+
+        def checked(read: "Callable[[str], Any]") -> "Callable[[str], Any]":
+            def parse(text: str) -> "Any":
+                try:
+                    return read(text)
+                except ValueError as error:
+                    raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
+
+            return parse
+
+        parser = argparse.ArgumentParser(
+            prog="python -m popcon",
+            description="Tell which installed libraries are really used, and nothing about who uses them.",
+        )
+        commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+        commands.add_parser(
+            "selftest",
+            help="prove that reporting works here, and say what is in force",
+            description="Prove that reporting works here, and say what is in force. Exit status 1 if something is an error.",
+        )
+        command = commands.add_parser(
+            "install",
+            help="let every IPython and Jupyter session of this environment report",
+            description="Let every IPython and Jupyter session of this environment report, or with --all-processes every process.",
+        )
+        command.add_argument(
+            "--all-processes", action="store_true", help="every Python process of this environment reports"
+        )
+        command.add_argument(
+            "--vendor", action="store_true", help="copy popcon.py into site-packages first, if it is needed"
+        )
+        commands.add_parser(
+            "uninstall", help="remove what install wrote", description="Remove what install wrote, and only that."
+        )
+        asking = commands.add_parser(
+            "usage",
+            help="tell how much each installed library is used, and which can go",
+            description="Tell how much each library installed here is used, from the counts that the site has collected, and "
+            "which can go. Nothing is changed, here or on any server. Exit status 1 if there is no sound answer.",
+        )
+        source = asking.add_mutually_exclusive_group(required=True)
+        source.add_argument(
+            "--prometheus",
+            type=checked(_url),
+            metavar="URL",
+            help="where Prometheus is, such as http://prometheus:9090",
+        )
+        source.add_argument(
+            "--metrics", metavar="FILE_OR_URL", help="statsd_exporter's own /metrics, or a file with them"
+        )
+        asking.add_argument(
+            "--window",
+            type=checked(seconds),
+            default="90d",
+            metavar="DURATION",
+            help="time up to now that counts, such as 30d (default: 90d)",
+        )
+        asking.add_argument(
+            "--match",
+            default="{}",
+            type=checked(_matchers),
+            metavar="'{...}'",
+            help="""labels that count: '{namespace="prod"}'""",
+        )
+        asking.add_argument(
+            "--keep",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="NAME",
+            help="libraries that stay, by name or glob",
+        )
+        asking.add_argument(
+            "--metric", default="", help="name of the counters, if README's mapping rules do not make it"
+        )
+        asking.add_argument(
+            "--header",
+            action="append",
+            default=[],
+            help=f"for a guarded server, 'Authorization: Bearer ...'; better in {HEADER}",
+        )
+        asking.add_argument(
+            "--at-least", type=int, default=0, metavar="K", help="show counts below K as <K, to publish the table"
+        )
+        shape = asking.add_mutually_exclusive_group()
+        shape.add_argument("--unused", action="store_true", help="print only the names that can go, for pip uninstall")
+        shape.add_argument("--json", action="store_true", help="print all as JSON")
+        command = commands.add_parser(
+            "run",
+            help="run a program, and say what would be sent at its end",
+            usage="python -m popcon run [-h] [--explain] (SCRIPT | -m MODULE | -c CODE | -) [ARGS ...]",
+            description="Run a program as python would, and say on stderr at its end what would be sent. Nothing is.",
+        )
+        command.add_argument(
+            "--explain", action="store_true", help="say of each new module whose it is, or why it is not counted"
+        )
+        arguments = list(sys.argv[1:] if arguments is None else arguments)
+        if arguments[:1] == ["run"]:
+            # What follows is the program's: argparse would look for options of ours in it.
+            explain = arguments[1:2] == ["--explain"]
+            program = arguments[1 + explain :]
+            if not program or program in (["-c"], ["-m"]):
+                command.error("a program is missing: SCRIPT, -m MODULE or -c CODE")
+            option = program[0]
+            if option[:2] in ("-c", "-m") or option == "-" or not option.startswith("-"):
+                run(program, explain)
+                return 0
+            if option[1] in "bBdEiIOPqsSuvVWxX":
+                option = " ".join(program[:2]) if option in ("-W", "-X") else option
+                command.error(f"{option} is for python itself: python {option} -m popcon run ...")
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            (command if options.command == "run" else parser).error(f"unknown option {unknown[0]}")
+        if not options.command:
+            parser.error(f"a command is missing: {', '.join(commands.choices)}; -h tells what they do")
+        try:
+            if options.command == "install":
+                status = install(options.all_processes, options.vendor)
+            elif options.command == "usage":
+                if options.match and options.metrics:
+                    asking.error("--match is for --prometheus; an exporter's metrics are taken as they are")
+                status = usage(options)
+            else:
+                status = uninstall() if options.command == "uninstall" else selftest()
+            print(end="", flush=True)
+        except BrokenPipeError:  # who reads it is gone, as with `| head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python writes the rest at exit
+            status = 1
+        return status
 
 
 if __name__ == "__main__":

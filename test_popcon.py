@@ -40,6 +40,8 @@ from unittest import mock
 
 import popcon
 
+popcon.load_command_line()
+
 HERE = Path(__file__).resolve().parent
 SOURCE = Path(popcon.__file__).resolve()
 EXPORTER = os.environ.get("POPCON_TEST_STATSD_EXPORTER", "")
@@ -966,6 +968,14 @@ class TestSilence(Case):
         for flags in ([], ["-S"], ["-W", "error"]):
             self.assertEqual(self.run_python(code, *flags).stdout, "\n")
 
+    def test_no_start_pays_for_the_command_line(self) -> None:
+        self.assertEqual(self.run_python("import popcon; print(hasattr(popcon, 'usage'))").stdout, "False\n")
+        if sys.version_info >= (3, 12):  # before, the compiler keeps functions that can't be reached
+            code = compile(SOURCE.read_text(encoding="utf-8"), "popcon.py", "exec", optimize=0)
+            self.assertNotIn("usage", {getattr(constant, "co_name", "") for constant in code.co_consts})
+        ended = self.run_python("import popcon; print(popcon.main(['uninstall']))", "-O")
+        self.assertEqual((ended.returncode, ended.stderr), (0, ""))
+
     def test_a_process_that_used_no_library_reads_nothing_and_opens_no_socket(self) -> None:
         names, result = self.sent("""
             import json, csv, sys, os
@@ -1401,6 +1411,7 @@ def compile(file, doraise):
 py_compile.compile = compile
 
 library = os.path.join(sysconfig.get_path("purelib"), "popcon.py")
+popcon.load_command_line()
 popcon.imported_popcon = lambda: library if os.path.exists(library) else ""
 prefix = pathlib.Path(sys.prefix)
 
@@ -1824,7 +1835,7 @@ class TestInstall(Case):
         if sys.version_info < (3, 15):
             return
         self.install("alpha", "alpha.py", folder=self.purelib)
-        code = "import popcon; popcon.install(all_processes=True, vendor=True, version=(3, 18))"
+        code = "import popcon; popcon.load_command_line(); popcon.install(all_processes=True, vendor=True, version=(3, 18))"
         self.assertEqual(self.run_in_it("-c", code)[::2], (0, ""))
         self.assertFalse((self.purelib / "popcon.pth").exists())
         with Server() as server:
@@ -3078,7 +3089,7 @@ class TestUsage(Case):
             environ = {"TERM": "xterm"} | settings
             self.assertNotIn("\33", seen("stdout", f"import os; os.environ.update({environ}); {code}"))
         self.assertEqual(seen("stderr", code), "")
-        slow = "import popcon, time; judged = popcon.judged; popcon.judged = lambda *given: time.sleep(1.5) or judged(*given); popcon.main()"
+        slow = "import popcon, time; popcon.load_command_line(); judged = popcon.judged; popcon.judged = lambda *given: time.sleep(1.5) or judged(*given); popcon.main()"
         self.assertRegex(seen("stderr", slow), r"^(\r\x1b\[Kreading what is installed \.\.\.)+\r\x1b\[K$")
 
     def test_odd_answers_get_one_sentence_and_no_traceback(self) -> None:
