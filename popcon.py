@@ -1074,24 +1074,30 @@ def _report_after_cell() -> None:
 def main(arguments: "Sequence[str] | None" = None) -> int:
     """Run the command line, and return the exit status; wrong usage exits with 2."""
     load_command_line()
-    return run_command_line(arguments)
+    status: int = globals()["run_command_line"](arguments)
+    return status
 
 
 def load_command_line() -> None:
-    """Compile and run what stands below, unless that is done.
+    """Make what _command_line() holds a part of this module.
 
     Every start of Python loads the bytecode of this file, and would pay for the command line, which few
-    processes run. __debug__ is a constant: the compiler leaves out of the bytecode what it knows to be
-    out of reach. With optimize=1, as under python -O, it is not.
+    processes run. The compiler knows __debug__, and leaves out of the bytecode what stands after
+    a return. So it is compiled here, from the source, for those who run it.
     """
     if "selftest" not in globals():
         ast = standard("ast")
         tree = ast.parse("".join(standard("linecache").getlines(__file__, globals())))
-        tree.body = [node for node in tree.body if isinstance(node, ast.If) and "__debug__" in ast.dump(node.test)]
-        exec(compile(tree, __file__, "exec", optimize=1), globals())
+        (function,) = (node for node in tree.body if getattr(node, "name", "") == "_command_line")
+        tree.body = function.body[2:]
+        exec(compile(tree, __file__, "exec"), globals())
 
 
-if not __debug__:
+def _command_line() -> None:
+    """All that the command line is made of; load_command_line() takes it out of here."""
+    if __debug__:
+        return
+
     # What a child of selftest runs: the library's folder and this very file are its arguments.
     CHILD = """\
 import sys, time

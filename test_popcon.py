@@ -41,6 +41,7 @@ from unittest import mock
 import popcon
 
 popcon.load_command_line()
+command_line: Any = popcon  # with what it has since then
 
 HERE = Path(__file__).resolve().parent
 SOURCE = Path(popcon.__file__).resolve()
@@ -970,9 +971,12 @@ class TestSilence(Case):
 
     def test_no_start_pays_for_the_command_line(self) -> None:
         self.assertEqual(self.run_python("import popcon; print(hasattr(popcon, 'usage'))").stdout, "False\n")
-        if sys.version_info >= (3, 12):  # before, the compiler keeps functions that can't be reached
-            code = compile(SOURCE.read_text(encoding="utf-8"), "popcon.py", "exec", optimize=0)
-            self.assertNotIn("usage", {getattr(constant, "co_name", "") for constant in code.co_consts})
+        compiled = [compile(SOURCE.read_text(encoding="utf-8"), "popcon.py", "exec", optimize=0)]
+        for code in compiled:  # which grows
+            compiled += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+        names = {code.co_name for code in compiled}
+        self.assertIn("setup_reporter", names)
+        self.assertNotIn("selftest", names)
         ended = self.run_python("import popcon; print(popcon.main(['uninstall']))", "-O")
         self.assertEqual((ended.returncode, ended.stderr), (0, ""))
 
@@ -1303,7 +1307,7 @@ class TestSelftest(Case):
         self.install("lost", "found.py", record=None)
         (self.site / "nameless-1.0.dist-info").mkdir()
         with mock.patch.object(sys, "path", [str(self.site)]):
-            lines = list(popcon._check_libraries())
+            lines = list(command_line._check_libraries())
         self.assertEqual(lines[0][2], "4 installed, 2 can be matched to modules; not lost, meta-package")
         self.assertEqual([line[0] for line in lines], ["ok", "warning"])
         self.assertIn("nameless", lines[1][2])
@@ -1543,7 +1547,7 @@ class TestInstall(Case):
         """Whoever looks meanwhile finds a file whole, or none."""
         opener = mock.patch("builtins.open", mock.mock_open())
         with opener as opened, mock.patch("os.replace") as replace, mock.patch("os.chmod"):
-            popcon.write(str(self.own / "popcon.pth"), b"x")
+            command_line.write(str(self.own / "popcon.pth"), b"x")
         (name, _), _ = opened.call_args
         self.assertNotEqual(Path(name).suffix, ".pth")
         replace.assert_called_once_with(name, str(self.own / "popcon.pth"))
@@ -1733,8 +1737,8 @@ class TestInstall(Case):
         journal = self.prefix / "popcon-install.unfinished"
         self.write(self.purelib, {"popcon.pth": "# somebody else's"})
         theirs = [self.purelib / "popcon.py", self.purelib / "popcon.pth"]
-        lines = [f"{popcon.MADE}{path.relative_to(self.prefix)}\n" for path in theirs]
-        journal.write_text(f"{popcon.MARK}\n{''.join(lines)}")
+        lines = [f"{command_line.MADE}{path.relative_to(self.prefix)}\n" for path in theirs]
+        journal.write_text(f"{command_line.MARK}\n{''.join(lines)}")
         self.assertEqual(self.run_in_it("-m", "popcon", "uninstall", cwd=self.own)[::2], (0, ""))
         self.assertEqual((journal.exists(), [path.exists() for path in theirs]), (False, [True, True]))
 
@@ -1830,7 +1834,7 @@ class TestInstall(Case):
     def test_from_python_3_18_on_a_start_file_activates(self) -> None:
         with mock.patch.object(sys, "prefix", str(self.prefix)):
             for version, name in [((3, 17), "popcon.pth"), ((3, 18), "popcon.start")]:
-                names = [Path(path).name for path in popcon.activation_files(version)]
+                names = [Path(path).name for path in command_line.activation_files(version)]
                 self.assertEqual(names, ["000-popcon.py", name])
         if sys.version_info < (3, 15):
             return
@@ -3206,7 +3210,7 @@ class TestUsage(Case):
 
     def test_durations_are_read_as_promql_reads_them(self) -> None:
         for text, seconds in [("90d", 90 * 86400), ("1h30m", 5400), ("1w", 604800), ("1y", 31536000), ("1500ms", 1.5)]:
-            self.assertEqual(popcon.seconds(text), seconds)
+            self.assertEqual(command_line.seconds(text), seconds)
 
     def test_the_name_of_the_counters_follows_from_the_prefix(self) -> None:
         for prefix, metric in [
@@ -3216,7 +3220,7 @@ class TestUsage(Case):
             ("namespace", "namespace"),
             ("a.namespace", "a_namespace"),
         ]:
-            self.assertEqual(popcon.metric_name(prefix), metric)
+            self.assertEqual(command_line.metric_name(prefix), metric)
 
     def test_a_header_is_sent_and_never_told(self) -> None:
         secret = "Bearer hunter2"
@@ -3264,7 +3268,7 @@ class TestUsage(Case):
             return {labels: samples for labels, samples in last.items() if samples}
 
         with contextlib.redirect_stderr(io.StringIO()):
-            counts, _ = popcon.counts_in_prometheus(ask, "x", "", 0.0, 40.0)
+            counts, _ = command_line.counts_in_prometheus(ask, "x", "", 0.0, 40.0)
         self.assertEqual(counts, {"once": 1, "thrice": 3})
 
     def test_ten_thousand_series_are_added_up(self) -> None:
@@ -3352,9 +3356,9 @@ class TestUsage(Case):
                 self.assertEqual({name for name, row in prod.items() if row["processes"]}, {"spaces"})
                 self.assertEqual(prod["spaces"]["processes"], 1)
                 # Where a Prometheus does not keep what tells of restarts, rather too much is counted.
-                ask = popcon.prometheus(prometheus, {})
+                ask = command_line.prometheus(prometheus, {})
                 with contextlib.redirect_stderr(io.StringIO()) as stderr:
-                    forgetful = popcon.counts_in_prometheus(
+                    forgetful = command_line.counts_in_prometheus(
                         lambda what, **form: {} if "process_start" in form.get("query", "") else ask(what, **form),
                         "python_popcon_library_used",
                         "",
@@ -3504,7 +3508,7 @@ class TestReadme(Case):
         for name, (default, _) in popcon.SETTINGS.items():
             self.assertRegex(text, rf"\| *`{name}` *\|.*{re.escape(default)}")
             self.assertIn(name, popcon.__doc__ or "")
-        for name in ("PYTHON_POPCONTEST_DEBUG", "DO_NOT_TRACK", popcon.HEADER):
+        for name in ("PYTHON_POPCONTEST_DEBUG", "DO_NOT_TRACK", command_line.HEADER):
             self.assertRegex(text, rf"\| *`{name}` *\|")
             self.assertIn(name, popcon.__doc__ or "")
 
