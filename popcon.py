@@ -2169,7 +2169,7 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
                     place, _, base = path.rpartition(b"/")
                     if base.endswith(b".py"):
                         sources.setdefault(place + b"/__pycache__", set()).add(base[:-3])
-                    # libfoo.so is not imported, but loaded by somebody else. Of other than plain paths nobody is told the owner.
+                    # libfoo.so is loaded by others, not imported; and of odd paths libraries() does not tell the owner.
                     if is_plain and base.endswith(suffixes) and not base.startswith(b"lib"):
                         self.modules.append(path)
             for place, names in sources.items():
@@ -2190,6 +2190,7 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
                     return "takes part in every start of Python"
                 if b"/share/jupyter/" in path or b"/etc/jupyter/" in path:
                     return "extends Jupyter"
+                # A bin in the same folder (pip install --target), or above it, not one within a package.
                 if place.endswith((b"/bin", b"/Scripts")) and path.count(b"/") <= self.folder.count(b"/") + 1:
                     scripts.append(path)
             if not library_name(self.info):
