@@ -690,8 +690,9 @@ PATIENCE = 1.0  # seconds that a name server, or another thread, may hold up a r
 
 
 def _host(text: str) -> str:
-    # Two colons at least are an IPv6 address; one is a port gone astray.
-    if not _made_of(text, ".:%-_") or text.count(":") == 1:
+    # Two colons at least are an IPv6 address; one is a port gone astray. No label of a name is empty, or longer (RFC 1035).
+    labels = text.removesuffix(".").split(".") if text and ":" not in text else []
+    if not _made_of(text, ".:%-_") or text.count(":") == 1 or not all(0 < len(label) < 64 for label in labels):
         raise ValueError("must be a name or an address, without a port: statsd.example, 10.0.0.3 or ::1")
     return text
 
@@ -1222,8 +1223,8 @@ import popcon_selftest
             yield "error", "reporting", f"the child sent {received!r} instead of {expected!r}"
         else:
             yield "error", "reporting", "the child reported nothing; a firewall on the loopback interface?"
-        compiled = os.path.exists(standard("importlib.util").cache_from_source(__file__))
-        yield "ok", "start-up", f"{float(child.stdout):.1f} ms{'' if compiled else ', most of it to compile popcon.py'}"
+        compiling = "" if is_compiled(__file__) else ", most of it to compile popcon.py"
+        yield "ok", "start-up", f"{float(child.stdout):.1f} ms{compiling}"
 
     def _check_bytecode() -> "Iterator[tuple[str, str, str]]":
         """See that Python need not compile the file that processes here import, each time anew."""
@@ -1236,14 +1237,21 @@ import popcon_selftest
                 "`install --vendor` puts it where it is found",
             )
             return
-        compiled = standard("importlib.util").cache_from_source(path)
-        state, text = "ok", compiled
-        if not os.path.exists(compiled):
+        state, text = "ok", standard("importlib.util").cache_from_source(path)
+        if not is_compiled(path):
             try:
                 standard("py_compile").compile(path, doraise=True)
             except Exception as error:
                 state, text = "warning", f"every start compiles {path} anew, which takes longer than all else: {error}"
         yield state, "bytecode", text
+
+    def is_compiled(source: str) -> bool:
+        """Tell whether the bytecode of the file is there, and made of the file as it is (PEP 552)."""
+        util = standard("importlib.util")
+        header, stat = _read(util.cache_from_source(source), 16), os.stat(source)
+        stamp = b"".join((int(number) & 0xFFFFFFFF).to_bytes(4, "little") for number in (stat.st_mtime, stat.st_size))
+        # With a flag it goes by a hash of the file instead: somebody has seen to it.
+        return header[:4] == util.MAGIC_NUMBER and (any(header[4:8]) or header[8:] == stamp)
 
     def _check_activation() -> "Iterator[tuple[str, str, str]]":
         """Try out what is switched on here, and look for what was left over."""
@@ -1456,14 +1464,16 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
         if imported and _read(imported) != _read(here):
             raise SystemExit(
                 f"popcon: Python imports another copy of popcon here, {imported}; nothing was changed. "
-                "Use that one, `python -m popcon install`, or remove it first"
+                "Use that one, `python -m popcon install`, or remove it first, with `python -m popcon uninstall` if that wrote it"
             )
         if not imported and not vendor:
             raise SystemExit(
                 f"popcon: Python does not import popcon from {os.path.dirname(here)} when it runs elsewhere; nothing was "
                 f"changed. Put popcon.py into {os.path.dirname(library)}, or let `install --vendor` do it"
             )
-        if imported and all(map(os.path.exists, files)):
+        compiled = standard("importlib.util").cache_from_source(imported or library)
+        is_stale = bool(imported) and os.path.exists(compiled) and not is_compiled(imported)
+        if imported and all(map(os.path.exists, files)) and not is_stale:
             print(f"nothing to do: {' and '.join(files)} {'are' if all_processes else 'is'} there")
             return 0
         # Each lists all that was made with any, so that one may get lost.
@@ -1471,7 +1481,6 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
         if not imported and os.path.lexists(library) and library not in listed:
             raise SystemExit(f"popcon: Python fails to import {library}, which is left as it is; nothing was changed")
         source = imported or library
-        compiled = standard("importlib.util").cache_from_source(source)
         made = sorted({path for wanted in (source, compiled, *files) for path in missing(wanted)})
         lines = []
         journal = [path for path in journals() if os.path.isdir(os.path.dirname(path))][-1]
@@ -1480,7 +1489,7 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
             if not imported:
                 write(library, _read(here))
                 lines.append(f"wrote {library}")
-            if compiled in made:
+            if not is_compiled(source):
                 try:
                     make_folder(os.path.dirname(compiled))
                     standard("py_compile").compile(source, doraise=True)
@@ -1496,9 +1505,11 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
                 if _read(path) != content:
                     write(path, content)
                     lines.append(f"wrote {path}")
-        except OSError as error:
+        except (OSError, KeyboardInterrupt) as error:
             remove(made)
             remove([journal])
+            if isinstance(error, KeyboardInterrupt):
+                raise
             where = os.path.dirname(error.filename)
             raise SystemExit(f"popcon: cannot write into {where}: {error.strerror}; nothing was changed") from None
         os.remove(journal)
@@ -1627,6 +1638,7 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
         and arguments. The program's exceptions pass, without the frames of this file.
         """
         kind, arguments = program[0], list(program[1:])
+        opted_out = os.environ.get("DO_NOT_TRACK", "0") != "0"
         # Not by this process, and not by a reporter that is switched on here or in a child.
         os.environ["DO_NOT_TRACK"] = "1"
         machinery, runpy = standard("importlib.machinery"), standard("runpy")
@@ -1673,7 +1685,7 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
         elif kind != "-m" and module:
             sys.path.insert(0, start)  # a folder or an archive, with a __main__ in it
         known = set(sys.modules)
-        atexit.register(_say_what_would_be_sent, known if explain else None)
+        atexit.register(_say_what_would_be_sent, known if explain else None, opted_out)
         _reporter.take_baseline()
         _reporter.baseline[os.path.abspath(__file__)] = "popcon"
         if hasattr(os, "register_at_fork"):
@@ -1707,14 +1719,16 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
 
         sys.excepthook = excepthook
 
-    def _say_what_would_be_sent(known: "set[str] | None") -> None:
+    def _say_what_would_be_sent(known: "set[str] | None", opted_out: bool) -> None:
         try:
             modules = dict(sys.modules)  # before update() needs some of its own
             _reporter.update()
             lines = explanation(modules, known) if known is not None else []
             _, _, prefix, rate = map(setting, SETTINGS)
-            lines += [statsd_line(name, prefix, rate).decode() for name in sorted(_reporter.used)]
-            lines = lines or ["popcon: nothing would be sent: no library was used"]
+            used = [statsd_line(name, prefix, rate).decode() for name in sorted(_reporter.used)]
+            if opted_out:
+                used = ["popcon: nothing would be sent: DO_NOT_TRACK is set"]
+            lines = [*lines, *used] or ["popcon: nothing would be sent: no library was used"]
         except Exception as error:
             lines = [f"popcon: nothing would be sent: {error}"]
         try:
@@ -1807,8 +1821,6 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
             rows = judged(counts, options.keep)
         except OSError as error:
             raise SystemExit(f"popcon: {_printable(str(error))}") from None
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None  # as the shell says it
         finally:
             done()
         if float(rate) < 1:
@@ -1824,6 +1836,8 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
             for row in rows:
                 if row["status"] == "unused":
                     row.update(status="unknown", reason=young)
+        if any(row["status"] == "unused" for row in rows) and not _all_processes_report():
+            _note("only IPython and Jupyter report here by themselves: what plain scripts import is not known")
         if options.unused:
             sys.stdout.writelines(row["library"] + "\n" for row in rows if row["status"] == "unused")
             return 1 if young else 0
@@ -1833,7 +1847,7 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
         if options.json:
             print(standard("json").dumps(rows, indent=1))
         else:
-            print(*table(rows, options.at_least, _date(since or now)), sep="\n")
+            print(*table(rows, options.at_least, _date(since) if since else ""), sep="\n")
         return 0
 
     CLEAR = "\r\33[K"  # what stands in this line of a terminal
@@ -2141,7 +2155,7 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
         """What the metadata (PEP 376, PEP 627) say of an installed library.
 
         `files` are the paths of its files with their sizes in bytes, bytecode included, none if there
-        is no RECORD; `modules` those of them that can be imported.
+        is no RECORD; `modules` those of them that can be imported, `commands` those that can be run.
         """
 
         def __init__(self, info: str) -> None:
@@ -2150,7 +2164,7 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
             separator = os.fsencode(os.sep)
             self.folder = os.fsencode(os.path.dirname(info)).replace(separator, b"/") + b"/"
             self.files: dict[bytes, int] = {}
-            self.modules = []
+            self.modules, self.commands = [], []
             suffixes = tuple(os.fsencode(suffix) for suffix in standard("importlib.machinery").all_suffixes())
             sources: dict[bytes, set[bytes]] = {}  # by the folder of their bytecode
             try:
@@ -2172,6 +2186,9 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
                     # libfoo.so is loaded by others, not imported; and of odd paths libraries() does not tell the owner.
                     if is_plain and base.endswith(suffixes) and not base.startswith(b"lib"):
                         self.modules.append(path)
+                    # A bin in the same folder (pip install --target), or above it, not one within a package.
+                    if place.endswith((b"/bin", b"/Scripts")) and path.count(b"/") <= self.folder.count(b"/") + 1:
+                        self.commands.append(path)
             for place, names in sources.items():
                 try:
                     compiled = [place + b"/" + base for base in os.listdir(place) if base.partition(b".")[0] in names]
@@ -2181,7 +2198,7 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
 
         def obstacle(self, everywhere: bool) -> str:
             """Say why a count of zero proves nothing, "" if it does; takes whether every process here reports."""
-            scripts, entry_points = [], _read(f"{self.info}{os.sep}entry_points.txt").decode("utf-8", "replace")
+            entry_points = _read(f"{self.info}{os.sep}entry_points.txt").decode("utf-8", "replace")
             groups = set(standard("re").findall(r"(?m)^\s*\[\s*([^]\s]+)", entry_points))
             plugs = sorted(groups - {"console_scripts", "gui_scripts"})
             for path in self.files:
@@ -2190,9 +2207,6 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
                     return "takes part in every start of Python"
                 if b"/share/jupyter/" in path or b"/etc/jupyter/" in path:
                     return "extends Jupyter"
-                # A bin in the same folder (pip install --target), or above it, not one within a package.
-                if place.endswith((b"/bin", b"/Scripts")) and path.count(b"/") <= self.folder.count(b"/") + 1:
-                    scripts.append(path)
             if not library_name(self.info):
                 return "editable installs are not counted"
             if not self.files:
@@ -2201,10 +2215,11 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
                 return "has nothing to import"
             if plugs:
                 return f"others may find it as a plug-in: {', '.join(plugs)}"
-            if (scripts or groups) and not everywhere:
+            if (self.commands or groups) and not everywhere:
                 return "its commands may be in use: they do not report here"
-            foreign = [path for path in scripts if b"python" not in _read(os.fsdecode(path), 100).partition(b"\n")[0]]
-            return f"has a command that is no Python: {os.path.basename(os.fsdecode(foreign[0]))}" if foreign else ""
+            paths = map(os.fsdecode, self.commands)
+            foreign = [path for path in paths if b"python" not in _read(path, 100).partition(b"\n")[0]]
+            return f"has a command that is no Python: {os.path.basename(foreign[0])}" if foreign else ""
 
     def _size(path: bytes) -> int:
         try:
@@ -2263,7 +2278,7 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
         shared: dict[str, set[str]] = {}
         owners: dict[bytes, str] = {}
         for name, library in installed.items():
-            for path in library.modules:
+            for path in [*library.modules, *library.commands]:
                 other = owners.setdefault(path, name)
                 if other != name:
                     shared.setdefault(name, set()).add(other)
@@ -2303,7 +2318,10 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
     # How it is shown.
 
     def table(rows: "Sequence[Mapping[str, Any]]", least: int, since: str) -> "Iterator[str]":
-        """Yield the lines of the table, as wide as the terminal. Counts below `least` are None in the rows."""
+        """Yield the lines of the table, as wide as the terminal.
+
+        Counts below `least` are None in the rows. Takes the date since when was counted, "" if it is not known.
+        """
         width = max(40, standard("shutil").get_terminal_size((100, 24)).columns)
         is_narrow = sys.stdout.isatty() or bool(os.environ.get("COLUMNS"))  # in a file lines may be longer
         is_utf8 = "utf" in (sys.stdout.encoding or "").lower()
@@ -2375,9 +2393,14 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
             yield from counted(groups["absent"])
         yield ""
         unused = groups["unused"]
-        text = f"{len(unused)} of {len(installed)} libraries can go, {_bytes(unused)} of {_bytes(installed)}. Counted since {since}"
-        text += ": nobody imported them in this time, and nothing that stays needs them." if unused else "."
-        yield from standard("textwrap").wrap(text, width)
+        lines = [f"{len(unused)} of {len(installed)} libraries can go, {_bytes(unused)} of {_bytes(installed)}."]
+        who = "Nobody" if _all_processes_report() else "No session"
+        if unused:
+            lines.append(f"{who} has imported them since {since}, and nothing that stays needs them.")
+        elif since:
+            lines.append(f"Counted since {since}.")
+        for line in lines:
+            yield from standard("textwrap").wrap(line, width)
 
     def _bytes(rows: "Iterable[Mapping[str, Any]]") -> str:
         """Return how much room the libraries take, in units of the SI."""
@@ -2576,6 +2599,9 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
             (command if options.command == "run" else parser).error(f"unknown option {unknown[0]}")
         if not options.command:
             parser.error(f"a command is missing: {', '.join(commands.choices)}; -h tells what they do")
+        stdout = sys.stdout if isinstance(sys.stdout, standard("io").TextIOWrapper) else None
+        if stdout:
+            stdout.reconfigure(errors="backslashreplace")  # a path may hold what the encoding does not
         try:
             if options.command == "install":
                 status = install(options.all_processes, options.vendor)
@@ -2586,8 +2612,14 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
             else:
                 status = uninstall() if options.command == "uninstall" else selftest()
             print(end="", flush=True)
-        except BrokenPipeError:  # who reads it is gone, as with `| head -1`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python writes the rest at exit
+        except KeyboardInterrupt:
+            status = 130  # as the shell says it
+        except OSError as error:
+            # Nothing more can be written: who reads it is gone, as with `| head -1`, or a disk is full.
+            if not isinstance(error, BrokenPipeError):
+                print(f"popcon: {error}", file=sys.stderr)
+            if stdout:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())  # for Python writes the rest at exit
             status = 1
         return status
 

@@ -196,7 +196,17 @@ print(*sorted(popcon.used_libraries()), sep=" ", end="")
         self.assertEqual(len(names), len(set(names)))
         return set(names), result
 
-    def usage(self, *arguments: str, before: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+    SESSIONS_ONLY = (
+        "popcon: only IPython and Jupyter report here by themselves: what plain scripts import is not known\n"
+    )
+
+    def usage(self, *arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
+        """Run `usage` as run_usage() does, and leave SESSIONS_ONLY out of what it said."""
+        ended = self.run_usage(*arguments, **options)
+        ended.stderr = ended.stderr.replace(self.SESSIONS_ONLY, "")
+        return ended
+
+    def run_usage(self, *arguments: str, before: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
         """Run `usage` where self.site holds all that is installed."""
         path = os.pathsep.join([str(self.site), str(HERE)])
         program = ["-c", f"{before}; import sys, popcon; sys.exit(popcon.main())"] if before else ["-m", "popcon"]
@@ -850,7 +860,7 @@ class TestSending(Case):
 
     def test_a_wrong_setting_sends_nothing_and_says_what_is_right(self) -> None:
         wrong = {
-            "HOST": ["a b", "http://x", "statsd:9125", "x\ny", "ü"],
+            "HOST": ["a b", "http://x", "statsd:9125", "x\ny", "ü", "a..b", ".", ".a", "a" * 64 + ".b"],
             "PORT": ["0", "65536", "-1", "1.5", "x", "١", "9" * 5000, " 1"],
             "PREFIX": ["a b", "a:b", "a|c", "a\nb", "é", "a..b", ".a", "a.", "a/b", "x" * 1001],
             "SAMPLE_RATE": ["0", "1.1", "-1", "x", "nan", "1e-3", "0,5", "."],
@@ -1704,6 +1714,71 @@ class TestInstall(Case):
         self.purelib.chmod(0o755)
         self.assertRegex(out, "(?m)^warning +bytecode +every start compiles .*Permission denied")
 
+    def test_bytecode_of_an_older_file_is_made_anew(self) -> None:
+        self.run_in_it("popcon.py", "install", "--vendor")
+        library, compiled = self.purelib / "popcon.py", next(self.purelib.glob("__pycache__/popcon.*.pyc"))
+        library.write_text(library.read_text(encoding="utf-8") + "# newer\n", encoding="utf-8")
+        compiled.parent.chmod(0o555)
+        self.addCleanup(compiled.parent.chmod, 0o755)
+        self.assertIn("\nwarning  bytecode     every start compiles", self.run_in_it("-m", "popcon", "selftest")[1])
+        compiled.parent.chmod(0o755)
+        old = compiled.read_bytes()
+        anew = self.run_in_it("-m", "popcon", "install", cwd=self.own, PYTHONDONTWRITEBYTECODE="1")
+        self.assertEqual(anew, (0, f"wrote {compiled}\n", ""))
+        self.assertNotEqual(compiled.read_bytes(), old)
+        self.assertEqual(self.run_in_it("-m", "popcon", "install", cwd=self.own)[1][:13], "nothing to do")
+        # Nor is the bytecode of a file that was removed taken for the new one's.
+        self.run_in_it("-m", "popcon", "uninstall", cwd=self.own)
+        self.write(compiled.parent, {compiled.name: "old"})
+        self.assertIn(f"wrote {compiled}\n", self.run_in_it("popcon.py", "install", "--vendor")[1])
+        stamp = self.run_in_it("-c", "import importlib.util, sys; print(importlib.util.MAGIC_NUMBER.hex())")[1]
+        self.assertEqual(compiled.read_bytes()[:4].hex(), stamp.strip())
+
+    def test_an_install_that_is_interrupted_is_undone_and_no_traceback(self) -> None:
+        before = self.state()
+        code = """
+            import sys, popcon
+            def stop(event, arguments):
+                if event == "os.rename" and str(arguments[1]).endswith("000-popcon.py"):
+                    raise KeyboardInterrupt
+            sys.addaudithook(stop)
+            sys.exit(popcon.main(["install", "--vendor"]))
+            """
+        self.assertEqual(self.run_in_it("-c", textwrap.dedent(code)), (130, "", ""))
+        self.assertEqual(self.state(), before)
+
+    @unittest.skipUnless(os.path.exists("/dev/full"), "needs /dev/full")
+    def test_a_full_disk_is_said_in_a_sentence(self) -> None:
+        environ = clean_environ()
+        for command in (["selftest"], ["uninstall"]):
+            with self.subTest(command=command), open("/dev/full", "w") as full:
+                ended = subprocess.run(
+                    [str(self.prefix / "bin" / "python"), "popcon.py", *command],
+                    env=environ,
+                    cwd=self.lone,
+                    stdout=full,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    timeout=60,
+                )
+                self.assertRegex(ended.stderr, r"^popcon: .*No space left on device\n$")
+                self.assertEqual(ended.returncode, 1)
+
+    def test_a_path_that_the_encoding_does_not_hold_is_printed_all_the_same(self) -> None:
+        lone = self.folder / "ä"
+        lone.mkdir()
+        shutil.copy(SOURCE, lone)
+        status, out, err = self.run_in_it("popcon.py", "install", cwd=lone, PYTHONIOENCODING="ascii")
+        self.assertEqual((status, out), (1, ""), err)
+        for command in ("selftest", "uninstall"):
+            status, out, err = self.run_in_it("popcon.py", command, cwd=lone, PYTHONIOENCODING="ascii")
+            self.assertEqual((status, err), (0, ""), out)
+        shutil.copytree(self.prefix, self.folder / "ö", symlinks=True)
+        self.prefix = self.folder / "ö"
+        status, out, err = self.run_in_it("popcon.py", "install", "--vendor", PYTHONIOENCODING="ascii")
+        self.assertEqual((status, err), (0, ""), out)
+        self.assertIn("\\xf6/lib", out)
+
     def test_selftest_points_out_what_outlived_popcon(self) -> None:
         self.run_in_it("popcon.py", "install", "--vendor", "--all-processes")
         (self.purelib / "popcon.py").unlink()
@@ -1991,6 +2066,15 @@ class TestRun(Case):
             wrong: dict[str, Any] = {name: "a b"}
             ended = self.run_python("", "-m", "popcon", "run", "-c", "import alpha", **wrong)
             self.assertRegex(ended.stderr, f"^popcon: nothing would be sent: {name}='a b': must be .*\n$")
+
+    def test_of_who_opted_out_nothing_would_be_sent(self) -> None:
+        self.install("alpha", "alpha.py")
+        said = "popcon: nothing would be sent: DO_NOT_TRACK is set\n"
+        for options, lines in (([], said), (["--explain"], "alpha  alpha\n" + said)):
+            ended = self.run_python("", "-m", "popcon", "run", *options, "-c", "import alpha", DO_NOT_TRACK="1")
+            self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, "", lines))
+        ended = self.run_python("", "-m", "popcon", "run", "-c", "import alpha", DO_NOT_TRACK="0")
+        self.assertEqual(ended.stderr, "python_popcon.library_used.alpha:1|c\n")
 
     def test_popcon_itself_is_not_what_a_program_used(self) -> None:
         shutil.copy(SOURCE, self.site)
@@ -2891,6 +2975,13 @@ class TestUsage(Case):
         states = self.states("--metrics", self.counted(root=1))
         self.assertEqual({name for name, state in states.items() if state == "required"}, {"leaf", "new"})
 
+    def test_libraries_that_share_a_command_stay_together(self) -> None:
+        self.install("full", "full.py", "../../bin/run", source="#!/usr/bin/python\n")
+        self.install("other", "other.py", "../../bin/run", source="#!/usr/bin/python\n")
+        everywhere = "import popcon; popcon.setup_reporter()"
+        states = self.states("--metrics", self.counted(full=1), before=everywhere)
+        self.assertEqual(states, {"full": "used", "other": "required"})
+
     def test_libraries_that_share_a_module_stay_together(self) -> None:
         self.install("full", "shared/__init__.py", "full.py")
         self.install("skinny", "shared/__init__.py", "LICENSE")
@@ -3178,6 +3269,24 @@ class TestUsage(Case):
         self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, "alpha\n", ""))
         ended = self.usage("--metrics", metrics, before="import sys; sys.stdout = None")
         self.assertEqual((ended.returncode, ended.stderr), (1, "popcon: stdout is closed\n"))
+
+    def test_it_says_whose_imports_are_known_and_since_when(self) -> None:
+        self.install("alpha", "alpha.py")
+        self.install("beta", "beta.py")
+        metrics = self.counted(beta=1)
+        everywhere = "import popcon; popcon.setup_reporter()"
+        for before, who, note in (("", "No session", self.SESSIONS_ONLY), (everywhere, "Nobody", "")):
+            ended = self.run_usage("--metrics", metrics, before=before)
+            self.assertEqual((ended.returncode, ended.stderr), (0, note))
+            first, second = ended.stdout.splitlines()[-2:]
+            self.assertRegex(first, r"^1 of 2 libraries can go, \d+ B of \d+ B\.$")
+            self.assertEqual(second, f"{who} has imported them since 1970-01-01, and nothing that stays needs them.")
+        ended = self.run_usage("--metrics", self.counted(alpha=1, beta=1))
+        self.assertEqual((ended.stdout.splitlines()[-1], ended.stderr), ("Counted since 1970-01-01.", ""))
+        Path(metrics).write_text('python_popcon_library_used{library="beta"} 1\n')
+        ended = self.run_usage("--metrics", metrics)
+        self.assertRegex(ended.stderr, "^popcon: nothing is called unused: it is not known since when")
+        self.assertRegex(ended.stdout.splitlines()[-1], "^0 of 2 libraries can go")
 
     def test_a_sample_is_pointed_out(self) -> None:
         self.install("alpha", "alpha.py")
