@@ -214,6 +214,8 @@ def installed_metadata() -> "list[str]":
 
 def _folder_owners(folder: str, entries: "list[str]", groups: "list[list[str]]") -> "list[set[str]]":
     """Answer libraries() for a folder and paths relative to it."""
+    # Where an image was stripped of sources, with bytecode in their place, RECORD lists the sources all the same.
+    groups = [[*paths, *[path[:-1] for path in paths if path.endswith(".pyc")]] for paths in groups]
     wanted = [
         sorted([f"{path},".replace(os.sep, "/").encode("utf-8", "surrogatepass") for path in group]) for group in groups
     ]
@@ -261,7 +263,7 @@ def _line_start(starts: "set[bytes]") -> "Callable[[bytes], object]":
     """
     try:
         re = standard("re")
-    except ImportError:  # somebody's own re.py is loaded
+    except Exception:  # somebody's own re.py is loaded, or an enum.py with which re fails
         return lambda record: True
     ordered = sorted(starts)
     middle = len(ordered) // 2
@@ -836,7 +838,17 @@ def _name_server_answers(host: str) -> bool:
     servers = [words[1] for words in lines if len(words) > 1 and words[0] == b"nameserver"]
     if not servers:
         return True  # not a system that is set up so
-    labels = b"".join(bytes([len(label)]) + label for label in host.encode().rstrip(b".").split(b"."))
+    name, dots = host.encode(), 1
+    search: list[bytes] = []
+    for words in lines:
+        if words[:1] in ([b"search"], [b"domain"]):
+            search = words[1:]
+        elif words[:1] == [b"options"]:
+            dots = int(([b"1"] + [word[6:] for word in words if word[:6] == b"ndots:" and word[6:].isdigit()])[-1])
+    # What the look-up asks first: in a cluster nobody may be there to tell of the name as it is.
+    if search and name.count(b".") < dots and not name.endswith(b"."):
+        name += b"." + search[0]
+    labels = b"".join(bytes([len(label)]) + label for label in name.strip(b".").split(b".") if 0 < len(label) < 64)
     query = os.urandom(2) + b"\1\0\0\1\0\0\0\0\0\0" + labels + b"\0\0\1\0\1"
     socket = standard("_socket")
     numeric = socket.AI_NUMERICHOST

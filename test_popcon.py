@@ -492,6 +492,21 @@ class TestWhatCounts(Case):
                 )
 
     @unittest.skipUnless(hasattr(os, "mkfifo"), "needs os.mkfifo")
+    def test_bytecode_in_place_of_sources_counts(self) -> None:
+        for name in ("alpha", "beta"):
+            self.install(name, f"{name}.py", f"{name}_more/__init__.py")
+        for path in list(self.site.rglob("*.py")):
+            py_compile.compile(str(path), str(path) + "c", doraise=True)
+            path.unlink()
+        self.assertEqual(self.used("import alpha, beta_more"), {"alpha", "beta"})
+
+    def test_an_own_module_with_which_the_standard_librarys_fail_costs_no_count(self) -> None:
+        self.install("alpha", "alpha.py")
+        for name in ("enum", "functools", "copyreg"):
+            self.write(self.own, {f"{name}.py": ""})
+            self.assertEqual(self.used(f"sys.path.insert(0, {str(self.own)!r}); import {name}, alpha"), {"alpha"})
+            (self.own / f"{name}.py").unlink()
+
     def test_a_pipe_for_an_archive_does_not_block(self) -> None:
         self.install("alpha", "alpha.py")
         os.mkfifo(self.folder / "pipe")
@@ -965,6 +980,29 @@ class TestSending(Case):
                 self.assertTrue(popcon._name_server_answers("statsd.example"))
                 files["/etc/resolv.conf"] = b""
                 self.assertTrue(popcon._name_server_answers("statsd.example"))
+
+    def test_the_name_server_is_asked_for_what_the_look_up_asks_first(self) -> None:
+        cluster = "nameserver 127.0.0.1\nsearch jhub.svc.cluster.local svc.cluster.local\noptions ndots:5 timeout:1\n"
+        inside, plain = b"\6statsd\3mon\4jhub\3svc\7cluster\5local\0", b"\6statsd\3mon\0"
+        for host, text, expected in [
+            ("statsd.mon", cluster, inside),
+            ("statsd.mon.", cluster, plain),
+            ("statsd.mon", cluster.replace("ndots:5", "rotate"), plain),
+            ("statsd.mon", cluster.replace("ndots:5", "ndots:x"), plain),
+            ("statsd.mon", cluster.replace("search jhub", "domain jhub"), inside),
+            ("statsd.mon", cluster.replace("options", "search\noptions"), plain),
+            ("statsd", cluster.replace("ndots:5", "rotate"), inside.replace(b"\3mon", b"")),
+            ("statsd.mon", "search ..a.." + "b" * 70 + "\n" + cluster.replace("search", "#"), plain[:-1] + b"\1a\0"),
+        ]:
+            with self.subTest(host=host, text=text), Server() as silent, mock.patch.object(popcon, "PATIENCE", 0.1):
+                files = {"/etc/resolv.conf": text.encode()}
+                with (
+                    mock.patch.object(popcon, "_read", files.__getitem__),
+                    mock.patch.object(popcon, "NAME_SERVER_PORT", silent.port),
+                ):
+                    self.assertFalse(popcon._name_server_answers(host))
+                (query,) = silent.received()
+                self.assertEqual(query[12:], expected + b"\0\1\0\1")
 
 
 class TestSilence(Case):
