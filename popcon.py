@@ -748,6 +748,11 @@ def debugging() -> bool:
     return os.environ.get("PYTHON_POPCONTEST_DEBUG", "0") not in ("", "0")
 
 
+def opted_out() -> bool:
+    """Tell whether DO_NOT_TRACK is set, and not 0 (consoledonottrack.com)."""
+    return os.environ.get("DO_NOT_TRACK", "0") != "0"
+
+
 def debug(message: str) -> None:
     """Say it on stderr, in one line, if debugging() is asked for."""
     if debugging():
@@ -843,8 +848,9 @@ def _name_server_answers(host: str) -> bool:
     for words in lines:
         if words[:1] in ([b"search"], [b"domain"]):
             search = words[1:]
-        elif words[:1] == [b"options"]:
-            dots = int(([b"1"] + [word[6:] for word in words if word[:6] == b"ndots:" and word[6:].isdigit()])[-1])
+        for word in words[1:] if words[:1] == [b"options"] else ():
+            if word.startswith(b"ndots:") and word[6:].isdigit():
+                dots = int(word[6:])
     # What the look-up asks first: in a cluster nobody may be there to tell of the name as it is.
     if search and name.count(b".") < dots and not name.endswith(b"."):
         name += b"." + search[0]
@@ -957,7 +963,7 @@ class Reporter:
 
     def report(self, last_chance: bool = False) -> "list[str]":
         """Send what was used and not sent yet, and return it. Raises OSError or ValueError."""
-        if os.environ.get("DO_NOT_TRACK", "0") != "0":
+        if opted_out():
             debug("nothing sent: DO_NOT_TRACK is set")
             return []
         host, port, prefix, rate = map(setting, SETTINGS)
@@ -1319,7 +1325,7 @@ import popcon_selftest
             else:
                 yield "warning", what, f"{name} is not set: nothing is sent"
         if "DO_NOT_TRACK" in os.environ:
-            state = "ok" if os.environ["DO_NOT_TRACK"] == "0" else "warning"
+            state = "warning" if opted_out() else "ok"
             yield (
                 state,
                 "do not track",
@@ -1483,16 +1489,16 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
                 f"popcon: Python does not import popcon from {os.path.dirname(here)} when it runs elsewhere; nothing was "
                 f"changed. Put popcon.py into {os.path.dirname(library)}, or let `install --vendor` do it"
             )
-        compiled = standard("importlib.util").cache_from_source(imported or library)
-        is_stale = bool(imported) and os.path.exists(compiled) and not is_compiled(imported)
-        if imported and all(map(os.path.exists, files)) and not is_stale:
+        source = imported or library
+        compiled = standard("importlib.util").cache_from_source(source)
+        is_complete = bool(imported) and all(map(os.path.exists, files))
+        if is_complete and (is_compiled(source) or not os.path.exists(compiled)):
             print(f"nothing to do: {' and '.join(files)} {'are' if all_processes else 'is'} there")
             return 0
         # Each lists all that was made with any, so that one may get lost.
         listed = [other for path in files for other in made_by_install(path) or ()]
         if not imported and os.path.lexists(library) and library not in listed:
             raise SystemExit(f"popcon: Python fails to import {library}, which is left as it is; nothing was changed")
-        source = imported or library
         made = sorted({path for wanted in (source, compiled, *files) for path in missing(wanted)})
         lines = []
         journal = [path for path in journals() if os.path.isdir(os.path.dirname(path))][-1]
@@ -1650,7 +1656,7 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
         and arguments. The program's exceptions pass, without the frames of this file.
         """
         kind, arguments = program[0], list(program[1:])
-        opted_out = os.environ.get("DO_NOT_TRACK", "0") != "0"
+        is_silent = opted_out()
         # Not by this process, and not by a reporter that is switched on here or in a child.
         os.environ["DO_NOT_TRACK"] = "1"
         machinery, runpy = standard("importlib.machinery"), standard("runpy")
@@ -1697,7 +1703,7 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
         elif kind != "-m" and module:
             sys.path.insert(0, start)  # a folder or an archive, with a __main__ in it
         known = set(sys.modules)
-        atexit.register(_say_what_would_be_sent, known if explain else None, opted_out)
+        atexit.register(_say_what_would_be_sent, known if explain else None, is_silent)
         _reporter.take_baseline()
         _reporter.baseline[os.path.abspath(__file__)] = "popcon"
         if hasattr(os, "register_at_fork"):
@@ -1731,14 +1737,14 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
 
         sys.excepthook = excepthook
 
-    def _say_what_would_be_sent(known: "set[str] | None", opted_out: bool) -> None:
+    def _say_what_would_be_sent(known: "set[str] | None", is_silent: bool) -> None:
         try:
             modules = dict(sys.modules)  # before update() needs some of its own
             _reporter.update()
             lines = explanation(modules, known) if known is not None else []
             _, _, prefix, rate = map(setting, SETTINGS)
             used = [statsd_line(name, prefix, rate).decode() for name in sorted(_reporter.used)]
-            if opted_out:
+            if is_silent:
                 used = ["popcon: nothing would be sent: DO_NOT_TRACK is set"]
             lines = [*lines, *used] or ["popcon: nothing would be sent: no library was used"]
         except Exception as error:
@@ -2406,8 +2412,8 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
         yield ""
         unused = groups["unused"]
         lines = [f"{len(unused)} of {len(installed)} libraries can go, {_bytes(unused)} of {_bytes(installed)}."]
-        who = "Nobody" if _all_processes_report() else "No session"
         if unused:
+            who = "Nobody" if _all_processes_report() else "No session"
             lines.append(f"{who} has imported them since {since}, and nothing that stays needs them.")
         elif since:
             lines.append(f"Counted since {since}.")

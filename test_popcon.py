@@ -989,6 +989,7 @@ class TestSending(Case):
             ("statsd.mon.", cluster, plain),
             ("statsd.mon", cluster.replace("ndots:5", "rotate"), plain),
             ("statsd.mon", cluster.replace("ndots:5", "ndots:x"), plain),
+            ("statsd.mon", cluster + "options rotate\n", inside),
             ("statsd.mon", cluster.replace("search jhub", "domain jhub"), inside),
             ("statsd.mon", cluster.replace("options", "search\noptions"), plain),
             ("statsd", cluster.replace("ndots:5", "rotate"), inside.replace(b"\3mon", b"")),
