@@ -40,7 +40,7 @@ import atexit
 import os
 import sys
 from _frozen_importlib import ModuleSpec
-from _frozen_importlib_external import PathFinder
+from _frozen_importlib_external import PathFinder, SourceFileLoader, SourcelessFileLoader
 
 # Annotations of more than a name are quoted, so that no process has to evaluate them.
 TYPE_CHECKING = False
@@ -60,9 +60,10 @@ _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 # ---- sys.modules -> the files that were executed ------------------------------
 
 # What sys.modules holds may answer any question with code of its own, and a lazily
-# loaded module would wake. These two read an object's namespace without asking it.
+# loaded module would wake. These read an object's namespace or classes without asking it.
 _module_namespace = vars(type(sys))["__dict__"].__get__
 _class_namespace = vars(type)["__dict__"].__get__
+_class_order = vars(type)["__mro__"].__get__
 
 
 def _odd_namespace(name: str, module: object, lazy: object) -> "Mapping[str, Any]":
@@ -70,18 +71,31 @@ def _odd_namespace(name: str, module: object, lazy: object) -> "Mapping[str, Any
     kind = type(module)
     if type(lazy) is type and issubclass(kind, lazy):
         return {}  # once it is touched, LazyLoader gives it back a class of its own
-    try:
-        namespace: Mapping[str, Any] = _module_namespace(module)
-    except TypeError:
-        namespace = {}
+    classes = _class_order(kind)
+    member, getset = type(vars(type(sys))["__dict__"]), type(vars(type)["__dict__"])
+    namespace: Mapping[str, Any] = {}
+    for part in classes:
+        reader = _class_namespace(part).get("__dict__")
+        if type(reader) is member or type(reader) is getset:  # not a class's own property
+            namespace = reader.__get__(module)
+            break
+    if type(namespace) is not dict and type(namespace) is not type(vars(type)):
+        return {}
     if namespace.get("__file__") is None and namespace.get("__spec__") is None:
-        # A module that put an object in its own place, as sh does: the methods of
-        # that object's class know where they were executed.
-        for value in _class_namespace(kind).values():
+        # A module that put an object in its own place, as sh does: functions know where they
+        # were executed, be it the object itself, one that it holds, or a method of its class.
+        values: list[object] = [module, *namespace.values()]
+        for part in classes:
+            values += _class_namespace(part).values()
+        for value in values:
+            if type(value) is property:
+                value = value.fget
+            elif type(value) is staticmethod or type(value) is classmethod:
+                value = value.__func__
             if type(value) is type(_odd_namespace) and type(value.__globals__) is dict:
                 origin = value.__globals__.get("__name__")
                 if type(origin) is str and origin == name:
-                    namespace = value.__globals__
+                    return value.__globals__
     return namespace
 
 
@@ -102,6 +116,8 @@ def executed_files(modules: "Mapping[Any, object]") -> "dict[str, str]":
             namespace = module_namespace(module) if type(module) is plain else _odd_namespace(name, module, lazy)
             file, spec = namespace.get("__file__"), namespace.get("__spec__")
             if type(spec) is ModuleSpec:
+                if "__builtins__" not in namespace and _is_untouched(namespace, spec.loader):
+                    continue
                 if type(file) is not str:
                     name = spec.name
                     if spec.has_location:
@@ -124,6 +140,17 @@ def executed_files(modules: "Mapping[Any, object]") -> "dict[str, str]":
     return files
 
 
+def _is_untouched(namespace: "Mapping[Any, object]", loader: object) -> bool:
+    """Tell whether a namespace without __builtins__, which exec() would add, is as it was made.
+
+    The *-nspkg.pth files of old namespace packages make modules of another library's __init__.py so.
+    """
+    kind = type(loader)
+    return (kind is SourceFileLoader or kind is SourcelessFileLoader) and all(
+        type(value) is type(sys) or (type(key) is str and key.startswith("__")) for key, value in namespace.items()
+    )
+
+
 def _is_custom(loader: object) -> bool:
     """Tell whether the loader is neither Python's own nor missing."""
     kind = type(loader)  # of what is built in or frozen, the loader is a class
@@ -142,7 +169,6 @@ def libraries(*groups: "Mapping[str, str]") -> "list[set[str]]":
     over the metadata. A library's name is normalised as PEP 503 says. Metadata
     beside the modules decides: RECORD (PEP 376, PEP 627) where there is one.
     """
-    found: list[set[str]] = [set() for _ in groups]
     origins: dict[str, str] = {}  # of each directory with modules the one they were imported from
     grouped: list[dict[str, list[str]]] = []  # of each group the names in each of those directories
     for group in groups:
@@ -165,25 +191,35 @@ def libraries(*groups: "Mapping[str, str]") -> "list[set[str]]":
             folder = place
             while folder:
                 if folder in folders:
-                    below = f"{place}{os.sep}"[len(folder) + 1 :]
-                    relative.setdefault(folder, [[] for _ in groups])[index].extend([below + base for base in bases])
+                    start = f"{place}{os.sep}"[len(folder) + 1 :]
+                    relative.setdefault(folder, [[] for _ in groups])[index].extend([start + base for base in bases])
                 folder = folder.rpartition(os.sep)[0]
-    for folder, paths in relative.items():
+    owners: list[dict[str, str]] = [{} for _ in groups]  # by metadata folder the library's name
+    for folder in sorted(relative, key=len, reverse=True):
+        # Where one folder lies in another, the outer one may own the metadata in the inner one: what
+        # setuptools brings along in its _vendor folder was not installed by anybody.
+        inner = sorted({info for names in owners for info in names if info.startswith(folder + os.sep)})
+        below = [info[len(folder) + 1 :] for info in inner]
+        paths = relative[folder] + [[info, f"{info}{os.sep}METADATA", f"{info}{os.sep}PKG-INFO"] for info in below]
         try:
             try:
-                owners = _folder_owners(folder, os.listdir(folder), paths)
+                more = _folder_owners(folder, os.listdir(folder), paths)
             except NotADirectoryError:
-                owners = _archive_owners(folder, paths) if os.path.isfile(folder) else []
+                more = _archive_owners(folder, paths) if os.path.isfile(folder) else []
         except Exception as error:
             debug(f"cannot read {folder}: {error!r}")
             continue
-        for names, more in zip(found, owners):
-            names |= more
+        for names, new in zip(owners, more):
+            names |= new
+        for info, vendors in zip(inner, more[len(groups) :]):
+            for names in owners if vendors else ():
+                names.pop(info, None)
+    found = [{*names.values()} for names in owners]
     virtual = [places.get("", []) for places in grouped]
     if any(virtual):
         try:
-            for names, more in zip(found, _virtual_owners(virtual)):
-                names |= more
+            for used, others in zip(found, _virtual_owners(virtual)):
+                used |= others
         except Exception as error:
             debug(f"cannot tell whose {virtual} are: {error!r}")
     return found
@@ -212,14 +248,14 @@ def installed_metadata() -> "list[str]":
     return infos
 
 
-def _folder_owners(folder: str, entries: "list[str]", groups: "list[list[str]]") -> "list[set[str]]":
-    """Answer libraries() for a folder and paths relative to it."""
+def _folder_owners(folder: str, entries: "list[str]", groups: "list[list[str]]") -> "list[dict[str, str]]":
+    """Return for each group of paths, relative to the folder, the owners' metadata folders and names."""
     # Where an image was stripped of sources, with bytecode in their place, RECORD lists the sources all the same.
     groups = [[*paths, *[path[:-1] for path in paths if path.endswith(".pyc")]] for paths in groups]
     wanted = [
         sorted([f"{path},".replace(os.sep, "/").encode("utf-8", "surrogatepass") for path in group]) for group in groups
     ]
-    found: list[set[str]] = [set() for _ in groups]
+    found: list[dict[str, str]] = [{} for _ in groups]
     owners, unrecorded = [], []
     infos = metadata_folders(folder, entries)
     if infos:
@@ -241,7 +277,7 @@ def _folder_owners(folder: str, entries: "list[str]", groups: "list[list[str]]")
                     name = library_name(info)
                     for hit, names in zip(hits, found):
                         if hit and name:
-                            names.add(name)
+                            names[info] = name
     # Without RECORD the library's names decide: only where libraries get installed, since
     # elsewhere an egg-info is someone's source tree, and only for what no RECORD lists.
     if unrecorded and folder.endswith(("site-packages", "dist-packages", ".egg")):
@@ -329,8 +365,8 @@ def normalized(name: str) -> str:
     return "-".join(filter(None, words)) if "".join(words).isalnum() else ""
 
 
-def _owners_by_name(infos: "list[str]", paths: "list[str]") -> "set[str]":
-    """Return the owners of the paths among libraries that have no RECORD.
+def _owners_by_name(infos: "list[str]", paths: "list[str]") -> "dict[str, str]":
+    """Return the metadata folders and names of the owners of the paths among libraries that have no RECORD.
 
     top_level.txt says which modules they have; where that is missing too, their
     own name has to. Many libraries can share a top-level name (google, azure):
@@ -368,7 +404,7 @@ def _owners_by_name(infos: "list[str]", paths: "list[str]") -> "set[str]":
     for path, own in unclear.items():
         owners = by_dpkg.get(path, set())
         found |= owners & own or own or owners
-    return found
+    return {info: name for info, name in names.items() if name in found}
 
 
 def _flat(path: str) -> str:
@@ -399,10 +435,10 @@ def _owners_by_dpkg(paths: "Iterable[str]", names: "dict[str, str]") -> "dict[st
     return owners
 
 
-def _archive_owners(archive: str, groups: "list[list[str]]") -> "list[set[str]]":
-    """Answer libraries() for a zip file and paths relative to it."""
+def _archive_owners(archive: str, groups: "list[list[str]]") -> "list[dict[str, str]]":
+    """Return for each group of paths, relative to the zip file, the owners' names, as _folder_owners() does."""
     metadata = standard("importlib.metadata")
-    found: list[set[str]] = [set() for _ in groups]
+    found: list[dict[str, str]] = [{} for _ in groups]
     for distribution in metadata.distributions(path=[archive]):
         try:
             name = normalized(distribution.metadata["Name"] or "")
@@ -412,10 +448,10 @@ def _archive_owners(archive: str, groups: "list[list[str]]") -> "list[set[str]]"
             debug(f"cannot read a library in {archive}: {error!r}")
             continue
         for names, paths in zip(found, groups):
-            if name and any(f"{archive}{os.sep}{path}" in files for path in paths):
-                names.add(name)
-            elif name and not files and archive.endswith(".egg"):
-                names |= {name for path in paths if path.partition(os.sep)[0].partition(".")[0] in tops}
+            by_file = any(f"{archive}{os.sep}{path}" in files for path in paths)
+            by_name = not files and any(path.partition(os.sep)[0].partition(".")[0] in tops for path in paths)
+            if name and (by_file or (by_name and archive.endswith(".egg"))):
+                names[name] = name
     return found
 
 
@@ -1386,7 +1422,7 @@ import popcon_selftest
                     modules.setdefault(folder, []).extend([entry + package] * (not metadata_folders(folder, [entry])))
                 inner = [f"{name.replace('-', os.sep)}/__init__.py"]  # google/auth
                 inner *= os.path.exists(os.path.join(folder, *inner))
-                matched |= _owners_by_name([info], modules[folder] + inner)
+                matched |= {*_owners_by_name([info], modules[folder] + inner).values()}
         rest = sorted(names - matched)
         yield (
             "ok",
@@ -2235,9 +2271,15 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
                 return f"others may find it as a plug-in: {', '.join(plugs)}"
             if (self.commands or groups) and not everywhere:
                 return "its commands may be in use: they do not report here"
-            paths = map(os.fsdecode, self.commands)
-            foreign = [path for path in paths if b"python" not in _read(path, 100).partition(b"\n")[0]]
-            return f"has a command that is no Python: {os.path.basename(foreign[0])}" if foreign else ""
+            for command in map(os.fsdecode, self.commands):
+                if b"python" not in _read(command, 100).partition(b"\n")[0]:
+                    return f"has a command that is no Python: {os.path.basename(command)}"
+            # exec*() makes the process another program (dotenv run), _exit() ends a daemon's: without a report.
+            leaves = standard("re").compile(rb"\b(?:exec[lv]p?e?|_exit)\s*\(").search
+            for module in map(os.fsdecode, self.modules if self.commands or groups else ()):
+                if module.endswith(".py") and leaves(_read(module)):
+                    return f"its commands may end without a report: {os.path.basename(module)} calls exec or _exit"
+            return ""
 
     def _size(path: bytes) -> int:
         try:

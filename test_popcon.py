@@ -418,17 +418,36 @@ class TestWhatCounts(Case):
         self.assertEqual(self.used("import alpha; alpha.__file__ = alpha.__spec__.origin = 5"), set())
 
     def test_a_module_that_replaced_itself_by_an_object_counts(self) -> None:
-        self.install(
-            "sh",
-            "sh.py",
-            source="import sys\nclass Self:\n    def __getattr__(self, name): sys.exit('woken')\nsys.modules[__name__] = Self()",
-        )
-        self.install(
-            "shm",
-            "shm.py",
-            source="import sys, types\nclass Self(types.ModuleType):\n    def f(self): pass\nsys.modules[__name__] = Self('shm')",
-        )
-        self.assertEqual(self.used("import sh, shm"), {"sh", "shm"})
+        sources = {
+            "item": "class Self:\n    def __getattr__(self, name): sys.exit('woken')\nitem = Self()",
+            "module": "class Self(types.ModuleType):\n    def f(self): pass\nitem = Self('module')",
+            "heir": "class Base:\n    def f(self): pass\nclass Self(Base): pass\nitem = Self()",
+            "value": "class Self:\n    @property\n    def f(self): sys.exit('woken')\nitem = Self()",
+            "unbound": "class Self:\n    @staticmethod\n    def f(): pass\nitem = Self()",
+            "function": "def item(): pass",
+            "kind": "class item:\n    @classmethod\n    def f(self): pass",
+            "space": "def f(): pass\nitem = types.SimpleNamespace(f=f)",
+        }
+        for name, source in sources.items():
+            self.install(name, f"{name}.py", source=f"import sys, types\n{source}\nsys.modules[__name__] = item")
+        self.assertEqual(self.used(f"import {', '.join(sources)}"), sources.keys())
+
+    def test_a_module_made_of_a_file_that_was_not_executed_does_not_count_nor_hide(self) -> None:
+        self.install("first", "shared/__init__.py", "shared/first.py")
+        self.install("second", "shared/second.py")
+        # So do the *-nspkg.pth files that setuptools has written for namespace packages.
+        made = """
+            import importlib.machinery, importlib.util, types
+            spec = importlib.machinery.PathFinder.find_spec("shared")
+            shared = sys.modules.setdefault("shared", importlib.util.module_from_spec(spec))
+            """
+        self.assertEqual(self.used("import shared.second", before=made), {"second"})
+        self.assertEqual(self.used("import shared.first", before=made), {"first"})
+        self.assertEqual(self.used(textwrap.dedent(made) + "import shared.second"), {"second"})
+        # What an executed module made of itself has been executed, whatever is left in it.
+        emptied = "import sys, types\nnew = types.ModuleType(__name__)\nnew.__spec__ = __spec__\nnew.f = len\nsys.modules[__name__] = new"
+        self.install("renewed", "renewed.py", source=emptied)
+        self.assertEqual(self.used("import renewed"), {"renewed"})
 
     def test_what_is_no_module_costs_nobody_a_count_and_is_never_run(self) -> None:
         self.install("alpha", "alpha.py")
@@ -444,6 +463,12 @@ class TestWhatCounts(Case):
                 __getattribute__ = __getattr__ = __eq__ = __hash__ = boom
             class EvilMeta(type):
                 __getattribute__ = __eq__ = __hash__ = boom
+            class EvilDict(dict):
+                get = values = items = keys = __iter__ = __len__ = __getitem__ = __contains__ = boom
+            class Held:
+                __dict__ = property(boom)
+            held = type("Held", (), {})()
+            held.__dict__ = EvilDict()
             class EvilSpec(importlib.machinery.ModuleSpec):
                 __getattribute__ = boom
             liar = types.ModuleType("liar")
@@ -454,7 +479,7 @@ class TestWhatCounts(Case):
             specced = types.ModuleType("specced")
             specced.__spec__ = EvilSpec("specced", None)
             empty = types.ModuleType.__new__(types.ModuleType)
-            sys.modules.update(nothing=None, evil=Evil(), module=EvilModule("numpy"), meta=EvilMeta("numpy", (), {})(), number=5, text="numpy",
+            sys.modules.update(nothing=None, evil=Evil(), module=EvilModule("numpy"), meta=EvilMeta("numpy", (), {})(), kind=EvilMeta("numpy", (), {}), held=held, hidden=Held(), number=5, text="numpy",
                                liar=liar, named=named, specced=specced, empty=empty, numpy=types.ModuleType("numpy"))
             sys.modules[7] = sys.modules[("numpy",)] = sys.modules[None] = sys
             import alpha
@@ -531,6 +556,22 @@ class TestWhatCounts(Case):
         self.assertEqual(
             self.used(f"sys.path.append({str(self.site / 'win32' / 'lib')!r}); import win32con"), {"pywin32"}
         )
+
+    def test_metadata_that_a_library_brings_along_names_nobody_else(self) -> None:
+        inner = self.site / "tools" / "_vendor"
+        self.install("vendored", "vendored/__init__.py", folder=inner)
+        old = self.install("old", "old.py", folder=inner, info="old.egg-info")
+        (old / "METADATA").rename(old / "PKG-INFO")
+        files = ["vendored/__init__.py", "old.py", "vendored-1.0.dist-info/METADATA", "old.egg-info/PKG-INFO"]
+        self.install("tools", record="".join(f"tools/_vendor/{file},,\n" for file in files))
+        self.install("added", "added.py", folder=inner)  # by pip install --target
+        code = f"sys.path.append({str(inner)!r}); import "
+        self.assertEqual(self.used(code + "vendored"), {"tools"})
+        self.assertEqual(self.used(code + "old"), {"tools"})
+        self.assertEqual(self.used(code + "added"), {"added"})
+        self.assertEqual(self.used(code + "vendored, old, added"), {"tools", "added"})
+        self.install("vendored", "elsewhere.py")
+        self.assertEqual(self.used(code + "vendored, elsewhere"), {"tools", "vendored"})
 
     def test_several_folders_each_with_its_metadata(self) -> None:
         target = self.folder / "target"
@@ -3039,6 +3080,9 @@ class TestUsage(Case):
         self.install("lab", "lab.py", "../../share/jupyter/labextensions/lab/package.json")
         self.install("plug", "plug.py", more={"entry_points.txt": "[pytest11]\nplug = plug\n"})
         self.install("command", "command.py", more={"entry_points.txt": "[console_scripts]\nx = command:main\n"})
+        more = {"entry_points.txt": "[console_scripts]\ny = becomes:main\n"}
+        self.install("becomes", "becomes/run.py", source="from os import execvpe\nexecvpe('x', [], {})", more=more)
+        self.install("plain-exec", "plain_exec.py", source="import os\nos.execv('x', [])")
         self.install("binary", "binary.py", "../../bin/fast")
         (self.folder / "bin" / "fast").write_bytes(b"\x7fELF")
         self.install("bare", "bare.py", record=None)
@@ -3064,6 +3108,7 @@ class TestUsage(Case):
                 "lab": "extends Jupyter",
                 "plug": "others may find it as a plug-in: pytest11",
                 "command": command,
+                "becomes": command,
                 "binary": command,
                 "bare": "has no RECORD of its files; pip did not install it",
                 "mine": "editable installs are not counted",
@@ -3077,8 +3122,9 @@ class TestUsage(Case):
         rows = self.rows("--metrics", metrics, before=everywhere)
         self.assertEqual(
             [name for name, row in rows.items() if row["status"] == "unused"],
-            ["command", "kept-one", "kept-two", "unused"],
+            ["command", "kept-one", "kept-two", "plain-exec", "unused"],
         )
+        self.assertEqual(rows["becomes"]["reason"], "its commands may end without a report: run.py calls exec or _exit")
         self.assertEqual(rows["binary"]["reason"], "has a command that is no Python: fast")
 
     def test_what_is_loaded_at_every_start_is_not_called_unused(self) -> None:
