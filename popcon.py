@@ -743,7 +743,9 @@ def _port(text: str) -> int:
 
 def _prefix(text: str) -> str:
     if not _made_of(text, "_.-") or "" in text.split(".") or len(text) > 1000:
-        raise ValueError("must be words of A-Z a-z 0-9 _ - with dots between, such as python_popcon.library_used")
+        raise ValueError(
+            "must be words of A-Z a-z 0-9 _ - with dots between, 1000 at most, such as python_popcon.library_used"
+        )
     return text
 
 
@@ -1000,6 +1002,7 @@ class Reporter:
     def report(self, last_chance: bool = False) -> "list[str]":
         """Send what was used and not sent yet, and return it. Raises OSError or ValueError."""
         if opted_out():
+            self.take_baseline()  # what was loaded under it is not sent later either
             debug("nothing sent: DO_NOT_TRACK is set")
             return []
         host, port, prefix, rate = map(setting, SETTINGS)
@@ -1022,9 +1025,10 @@ class Reporter:
             raise OSError("the name server did not answer a while ago")
         try:
             send(datagrams(lines), host, port)
-        except TimeoutError:
-            self.silent_until = clock() + 600
-            raise
+        except OSError as error:
+            if isinstance(error, TimeoutError):
+                self.silent_until = clock() + 600
+            raise OSError(f"{host}: {error}") from None
         self.sent.update(names)
         for line in lines if debugging() else ():
             debug(f"sent {line.decode()} to {host}:{port}")
@@ -1451,11 +1455,17 @@ import popcon_selftest
     MADE = "#     "
 
     STARTUP = """\
+def _popcon():
+    from importlib.util import find_spec
+    with open(find_spec("popcon").origin, "rb") as file:
+        if b"which installed libraries do people really use" in file.read():  # not a person's own popcon.py
+            import popcon
+            popcon.setup_reporter()
 try:
-    import popcon
-    popcon.setup_reporter()
+    _popcon()
 except Exception:  # popcon.py is gone, or half copied: nobody should notice
     pass
+del _popcon
 """
 
     # In a .pth file only a line that begins with import is run.
@@ -1510,7 +1520,9 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
             if len(path.splitlines()) > 1:
                 raise SystemExit(f"popcon: {path!r} has a newline in it; nothing was changed")
             if os.path.lexists(path) and made_by_install(path) is None:
-                raise SystemExit(f"popcon: {path} was not written by popcon, and is left as it is; nothing was changed")
+                raise SystemExit(
+                    f"popcon: {path} was not written by popcon, and is left as it is; nothing was changed. Move it away first"
+                )
         clean_up()
         here = os.path.abspath(__file__)
         library = os.path.join(standard("sysconfig").get_path("purelib"), "popcon.py")
@@ -1518,7 +1530,7 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
         if imported and _read(imported) != _read(here):
             raise SystemExit(
                 f"popcon: Python imports another copy of popcon here, {imported}; nothing was changed. "
-                "Use that one, `python -m popcon install`, or remove it first, with `python -m popcon uninstall` if that wrote it"
+                "Use that one, `python -m popcon install`, or remove it first, with `python -m popcon uninstall` of its own environment if that wrote it"
             )
         if not imported and not vendor:
             raise SystemExit(
@@ -1581,6 +1593,18 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
         run = standard("subprocess").run
         child = run(command, cwd=os.path.abspath(os.sep), stdin=-3, stdout=-1, stderr=-3, timeout=60)
         return os.fsdecode((child.stdout + b"\0\0").split(b"\0")[1])
+
+    def one_at_a_time(change: "Callable[[], int]") -> int:
+        """Call install() or uninstall(), and return its status, when no other one is at work in this environment."""
+        try:
+            fcntl, folder = standard("fcntl"), os.open(sys.prefix, os.O_RDONLY)
+            fcntl.flock(folder, fcntl.LOCK_EX)  # until it is closed
+        except (ImportError, OSError):  # not POSIX, or a file system without locks
+            return change()
+        try:
+            return change()
+        finally:
+            os.close(folder)
 
     def missing(path: str) -> "list[str]":
         """Return the path and the folders above it, the highest first, as far as they are not there."""
@@ -1908,7 +1932,11 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
 
     def _note(text: str) -> None:
         if sys.stderr:
-            print(f"{CLEAR * sys.stderr.isatty()}popcon: {text}", file=sys.stderr)
+            print(f"{CLEAR * _is_terminal(sys.stderr)}popcon: {text}", file=sys.stderr)
+
+    def _is_terminal(stream: "Any") -> bool:
+        """Tell whether the stream is a terminal that knows colours, and how to clear a line."""
+        return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
 
     # Where the counts come from.
 
@@ -2274,11 +2302,15 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
             for command in map(os.fsdecode, self.commands):
                 if b"python" not in _read(command, 100).partition(b"\n")[0]:
                     return f"has a command that is no Python: {os.path.basename(command)}"
-            # exec*() makes the process another program (dotenv run), _exit() ends a daemon's: without a report.
+            # exec*() makes the process another program (dotenv run), _exit() ends a daemon's parent: without a report.
+            # Programs do it at the top of their package; to read all below it takes seconds.
             leaves = standard("re").compile(rb"\b(?:exec[lv]p?e?|_exit)\s*\(").search
-            for module in map(os.fsdecode, self.modules if self.commands or groups else ()):
-                if module.endswith(".py") and leaves(_read(module)):
-                    return f"its commands may end without a report: {os.path.basename(module)} calls exec or _exit"
+            for module in self.modules if self.commands or groups else ():
+                if module.endswith(b".py") and module.count(b"/") <= self.folder.count(b"/") + 1:
+                    source = _read(os.fsdecode(module))
+                    if (b"exec" in source or b"_exit" in source) and leaves(source):
+                        name = os.path.basename(os.fsdecode(module))
+                        return f"its commands may end without a report: {name} calls exec or _exit"
             return ""
 
     def _size(path: bytes) -> int:
@@ -2385,7 +2417,7 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
         width = max(40, standard("shutil").get_terminal_size((100, 24)).columns)
         is_narrow = sys.stdout.isatty() or bool(os.environ.get("COLUMNS"))  # in a file lines may be longer
         is_utf8 = "utf" in (sys.stdout.encoding or "").lower()
-        is_plain = not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+        is_plain = not _is_terminal(sys.stdout) or bool(os.environ.get("NO_COLOR"))
         installed = [row for row in rows if row["status"] != "absent"]
 
         def place(row: "Mapping[str, Any]") -> "tuple[int, int, str]":
@@ -2517,7 +2549,7 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
 
     def _show_progress(doing: "list[str]") -> "Callable[[], None]":
         """Say on a terminal what is being done, if it takes longer than a second; return what ends it."""
-        if not (sys.stderr and sys.stderr.isatty()):
+        if not _is_terminal(sys.stderr):
             return lambda: None
         threading = standard("threading")
         done = threading.Event()
@@ -2635,7 +2667,7 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
             "run",
             help="run a program, and say what would be sent at its end",
             usage="python -m popcon run [-h] [--explain] (SCRIPT | -m MODULE | -c CODE | -) [ARGS ...]",
-            description="Run a program as python would, and say on stderr at its end what would be sent. Nothing is.",
+            description="Run a program as python would, and say on stderr at its end what would be sent, by its own process. Nothing is.",
         )
         command.add_argument(
             "--explain", action="store_true", help="say of each new module whose it is, or why it is not counted"
@@ -2664,13 +2696,13 @@ except Exception:  # popcon.py is gone, or half copied: nobody should notice
             stdout.reconfigure(errors="backslashreplace")  # a path may hold what the encoding does not
         try:
             if options.command == "install":
-                status = install(options.all_processes, options.vendor)
+                status = one_at_a_time(lambda: install(options.all_processes, options.vendor))
             elif options.command == "usage":
                 if options.match and options.metrics:
                     asking.error("--match is for --prometheus; an exporter's metrics are taken as they are")
                 status = usage(options)
             else:
-                status = uninstall() if options.command == "uninstall" else selftest()
+                status = one_at_a_time(uninstall) if options.command == "uninstall" else selftest()
             print(end="", flush=True)
         except KeyboardInterrupt:
             status = 130  # as the shell says it

@@ -914,6 +914,20 @@ class TestSending(Case):
                 self.assertIn(reason, result.stderr)
         self.assertEqual(self.sent("import alpha", DO_NOT_TRACK="0")[0], {"alpha"})
 
+    def test_what_was_loaded_under_do_not_track_is_not_sent_later(self) -> None:
+        for name in ("alpha", "beta", "gamma"):
+            self.install(name, f"{name}.py")
+        code = """
+            import os, alpha
+            popcon.report()
+            os.environ["DO_NOT_TRACK"] = "1"
+            import beta
+            assert popcon.report() == []
+            del os.environ["DO_NOT_TRACK"]
+            import gamma
+            """
+        self.assertEqual(self.sent(code)[0], {"alpha", "gamma"})
+
     def test_a_wrong_setting_sends_nothing_and_says_what_is_right(self) -> None:
         wrong = {
             "HOST": ["a b", "http://x", "statsd:9125", "x\ny", "ü", "a..b", ".", ".a", "a" * 64 + ".b"],
@@ -1000,7 +1014,9 @@ class TestSending(Case):
             start = time.monotonic()
             result = self.run_python(textwrap.dedent(code) + name_server.silences(), **settings)
             self.assertLess(time.monotonic() - start, 10)
-            self.assertEqual(result.stderr, "popcon: nothing sent: the name server did not answer within 1 s\n")
+            self.assertEqual(
+                result.stderr, "popcon: nothing sent: statsd.example: the name server did not answer within 1 s\n"
+            )
 
     def test_a_name_server_that_answers_or_refuses_is_waited_for(self) -> None:
         with Server() as silent, mock.patch.object(popcon, "PATIENCE", 0.1):
@@ -1632,6 +1648,25 @@ class TestInstall(Case):
         status, out, err = self.run_in_it("-c", DEATHS)
         self.assertEqual((status, err), (0, ""), out)
         self.assertTrue(all(int(deaths) > 20 for deaths in out.split()), out)
+
+    @unittest.skipUnless(os.name == "posix", "needs locks as POSIX has them")
+    def test_installs_at_the_same_moment_wait_for_each_other(self) -> None:
+        before = self.state()
+        program = [str(self.prefix / "bin" / "python"), "popcon.py", "install", "--vendor"]
+        environ = {name: value for name, value in clean_environ().items() if not name.startswith("PYTHON")}
+        for more in ([], ["--all-processes"], ["--all-processes"]):
+            running = [
+                subprocess.Popen(
+                    program + arguments, env=environ, cwd=self.lone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                )
+                for arguments in (["--all-processes"], more, [])
+            ]
+            said = [process.communicate(timeout=60)[0].decode() for process in running]
+            self.assertEqual([process.returncode for process in running], [0, 0, 0], said)
+            self.assertNotIn("cut short", "".join(said))
+            self.assertTrue((self.purelib / "popcon.pth").exists())
+            self.assertEqual(self.run_in_it("popcon.py", "uninstall")[0], 0)
+            self.assertEqual(self.state(), before)
 
     def test_what_was_cut_short_is_never_seen(self) -> None:
         """Whoever looks meanwhile finds a file whole, or none."""
@@ -2297,6 +2332,18 @@ class TestShells(Case):
         self.assertIn("ZeroDivisionError", out[2])
         self.assertNotIn("popcon", "".join(out))
         self.assertIn("print", out[6])
+        self.assertEqual(self.server.names(0.5), [])
+
+    def test_a_persons_own_popcon_is_left_alone_and_ours_shows_nowhere(self) -> None:
+        self.write(self.startup, {"000-popcon.py": command_line.STARTUP})
+        cells = ["import alpha", "print([name for name in dir() if 'popcon' in name], end='')"]
+        self.assertEqual(self.kernel(*cells)[0], ["", "[]"])
+        self.assertEqual(self.server.names(), ["alpha"])
+        path = {"PYTHONPATH": os.pathsep.join(map(str, [self.own, HERE, self.site]))}
+        self.write(self.own, {"popcon.py": "raise SystemExit('run')\n"})
+        self.assertEqual(self.kernel(*cells, **path)[0], ["", "[]"])
+        self.write(self.own, {"popcon.py": "mine = 1\n"})
+        self.assertEqual(self.kernel("import popcon; print(popcon.mine, end='')", **path)[0], ["1"])
         self.assertEqual(self.server.names(0.5), [])
 
     def test_what_is_imported_in_cells_counts_once(self) -> None:
@@ -3272,6 +3319,7 @@ class TestUsage(Case):
         self.assertEqual(seen("stderr", code), "")
         slow = "import popcon, time; popcon.load_command_line(); judged = popcon.judged; popcon.judged = lambda *given: time.sleep(1.5) or judged(*given); popcon.main()"
         self.assertRegex(seen("stderr", slow), r"^(\r\x1b\[Kreading what is installed \.\.\.)+\r\x1b\[K$")
+        self.assertEqual(seen("stderr", f"import os; os.environ['TERM'] = 'dumb'; {slow}"), "")
 
     def test_odd_answers_get_one_sentence_and_no_traceback(self) -> None:
         def series(*labels: Any, **more: Any) -> bytes:
@@ -3643,7 +3691,11 @@ class TestUsage(Case):
 
         def run(*arguments: str) -> str:
             command = [LARGE, "-W", "ignore", *arguments]
-            return subprocess.check_output(command, env=clean_environ(), cwd=self.own, timeout=60, text=True)
+            ended = subprocess.run(
+                command, env=clean_environ(), cwd=self.own, timeout=60, text=True, capture_output=True, check=True
+            )
+            self.assertIn(ended.stderr, ("", self.SESSIONS_ONLY))
+            return ended.stdout
 
         lists = []
         for before in ("pass", "import popcon; popcon.setup_reporter()"):
