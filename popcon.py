@@ -71,21 +71,15 @@ def _odd_namespace(name: str, module: object, lazy: object) -> "Mapping[str, Any
     kind = type(module)
     if type(lazy) is type and issubclass(kind, lazy):
         return {}  # once it is touched, LazyLoader gives it back a class of its own
-    classes = _class_order(kind)
-    member, getset = type(vars(type(sys))["__dict__"]), type(vars(type)["__dict__"])
-    namespace: Mapping[str, Any] = {}
-    for part in classes:
-        reader = _class_namespace(part).get("__dict__")
-        if type(reader) is member or type(reader) is getset:  # not a class's own property
-            namespace = reader.__get__(module)
-            break
-    if type(namespace) is not dict and type(namespace) is not type(vars(type)):
-        return {}
+    try:
+        namespace: Mapping[str, Any] = _module_namespace(module)
+    except TypeError:
+        namespace = {}  # no module at all; to look into what objects hold may run their code
     if namespace.get("__file__") is None and namespace.get("__spec__") is None:
         # A module that put an object in its own place, as sh does: functions know where they
-        # were executed, be it the object itself, one that it holds, or a method of its class.
-        values: list[object] = [module, *namespace.values()]
-        for part in classes:
+        # were executed, be it the object itself or a method of its class.
+        values: list[object] = [module]
+        for part in _class_order(kind) + (_class_order(module) if issubclass(kind, type) else ()):
             values += _class_namespace(part).values()
         for value in values:
             if type(value) is property:
@@ -116,7 +110,7 @@ def executed_files(modules: "Mapping[Any, object]") -> "dict[str, str]":
             namespace = module_namespace(module) if type(module) is plain else _odd_namespace(name, module, lazy)
             file, spec = namespace.get("__file__"), namespace.get("__spec__")
             if type(spec) is ModuleSpec:
-                if "__builtins__" not in namespace and _is_untouched(namespace, spec.loader):
+                if "__builtins__" not in namespace and type(module) is plain and _was_only_made(spec):
                     continue
                 if type(file) is not str:
                     name = spec.name
@@ -140,15 +134,14 @@ def executed_files(modules: "Mapping[Any, object]") -> "dict[str, str]":
     return files
 
 
-def _is_untouched(namespace: "Mapping[Any, object]", loader: object) -> bool:
-    """Tell whether a namespace without __builtins__, which exec() would add, is as it was made.
+def _was_only_made(spec: ModuleSpec) -> bool:
+    """Tell whether a module to which exec() has added no __builtins__ was never executed.
 
     The *-nspkg.pth files of old namespace packages make modules of another library's __init__.py so.
+    What import itself executes has a mark in its spec, whatever the module has made of itself.
     """
-    kind = type(loader)
-    return (kind is SourceFileLoader or kind is SourcelessFileLoader) and all(
-        type(value) is type(sys) or (type(key) is str and key.startswith("__")) for key, value in namespace.items()
-    )
+    kind = type(spec.loader)
+    return (kind is SourceFileLoader or kind is SourcelessFileLoader) and not hasattr(spec, "_initializing")
 
 
 def _is_custom(loader: object) -> bool:
@@ -211,9 +204,11 @@ def libraries(*groups: "Mapping[str, str]") -> "list[set[str]]":
             continue
         for names, new in zip(owners, more):
             names |= new
-        for info, vendors in zip(inner, more[len(groups) :]):
+        for info, named in zip(inner, more[len(groups) :]):
+            vendors = {other: name for other, name in named.items() if _read(f"{other}{os.sep}RECORD", 1)}
             for names in owners if vendors else ():
-                names.pop(info, None)
+                if names.pop(info, None):
+                    names |= vendors
     found = [{*names.values()} for names in owners]
     virtual = [places.get("", []) for places in grouped]
     if any(virtual):
@@ -2302,15 +2297,16 @@ del _popcon
             for command in map(os.fsdecode, self.commands):
                 if b"python" not in _read(command, 100).partition(b"\n")[0]:
                     return f"has a command that is no Python: {os.path.basename(command)}"
-            # exec*() makes the process another program (dotenv run), _exit() ends a daemon's parent: without a report.
-            # Programs do it at the top of their package; to read all below it takes seconds.
-            leaves = standard("re").compile(rb"\b(?:exec[lv]p?e?|_exit)\s*\(").search
-            for module in self.modules if self.commands or groups else ():
-                if module.endswith(b".py") and module.count(b"/") <= self.folder.count(b"/") + 1:
-                    source = _read(os.fsdecode(module))
-                    if (b"exec" in source or b"_exit" in source) and leaves(source):
-                        name = os.path.basename(os.fsdecode(module))
-                        return f"its commands may end without a report: {name} calls exec or _exit"
+            # exec*() makes the process another program (dotenv run), _exit() ends a daemon's parent, a signal the
+            # process: without a report. Programs do it at the top of their package; to read all below takes seconds.
+            mains = [path for path in self.modules if path.endswith(b"/__main__.py")]
+            depth = self.folder.count(b"/") + 1
+            sources = [path for path in self.modules if path.endswith(b".py") and path.count(b"/") <= depth]
+            for source in map(os.fsdecode, self.commands + sources if self.commands or groups or mains else ()):
+                text = _read(source)
+                for call in (b"execv", b"execl", b"os._exit", b"os.abort", b"raise_signal", b"kill(os.getpid()"):
+                    if call in text:
+                        return f"its commands may end without a report: {call.decode()} in {os.path.basename(source)}"
             return ""
 
     def _size(path: bytes) -> int:

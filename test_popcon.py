@@ -426,7 +426,8 @@ class TestWhatCounts(Case):
             "unbound": "class Self:\n    @staticmethod\n    def f(): pass\nitem = Self()",
             "function": "def item(): pass",
             "kind": "class item:\n    @classmethod\n    def f(self): pass",
-            "space": "def f(): pass\nitem = types.SimpleNamespace(f=f)",
+            "mapping": "class Self(dict):\n    def __init__(self): self.__dict__ = self\nitem = Self()",
+            "filed": "class Self:\n    def f(self): pass\nitem = Self()\nitem.__file__ = types",
         }
         for name, source in sources.items():
             self.install(name, f"{name}.py", source=f"import sys, types\n{source}\nsys.modules[__name__] = item")
@@ -444,10 +445,25 @@ class TestWhatCounts(Case):
         self.assertEqual(self.used("import shared.second", before=made), {"second"})
         self.assertEqual(self.used("import shared.first", before=made), {"first"})
         self.assertEqual(self.used(textwrap.dedent(made) + "import shared.second"), {"second"})
-        # What an executed module made of itself has been executed, whatever is left in it.
-        emptied = "import sys, types\nnew = types.ModuleType(__name__)\nnew.__spec__ = __spec__\nnew.f = len\nsys.modules[__name__] = new"
-        self.install("renewed", "renewed.py", source=emptied)
-        self.assertEqual(self.used("import renewed"), {"renewed"})
+        odd = "\nclass Odd(types.ModuleType): pass\nsys.modules[__name__] = Odd(__name__)"
+        self.install(
+            "odd", "shared/odd.py", source=f"import sys, types{odd}\nsys.modules[__name__].__spec__ = __spec__"
+        )
+        self.assertEqual(self.used("import shared.odd", before=made), {"odd"})
+        # What import has executed has been executed, whatever the module made of itself.
+        for number, source in enumerate(
+            [
+                "del __builtins__",
+                "new.__getattr__ = len",
+                "new.sys = sys",
+                "new.f = 1",
+                "new.__version__ = '1'",
+                "new.__file__ = __file__",
+            ]
+        ):
+            renewed = "import sys, types\nnew = types.ModuleType(__name__)\nnew.__spec__ = __spec__\nsys.modules[__name__] = new\n"
+            self.install(f"new{number}", f"new{number}.py", source=source if "del" in source else renewed + source)
+            self.assertEqual(self.used(f"import new{number}"), {f"new{number}"})
 
     def test_what_is_no_module_costs_nobody_a_count_and_is_never_run(self) -> None:
         self.install("alpha", "alpha.py")
@@ -572,6 +588,16 @@ class TestWhatCounts(Case):
         self.assertEqual(self.used(code + "vendored, old, added"), {"tools", "added"})
         self.install("vendored", "elsewhere.py")
         self.assertEqual(self.used(code + "vendored, elsewhere"), {"tools", "vendored"})
+        self.install("more", "more.py", folder=inner)  # in an overlay of the same version
+        with open(self.site / "tools-1.0.dist-info" / "RECORD", "a", encoding="utf-8") as record:
+            record.write("tools/_vendor/more-1.0.dist-info/METADATA,,\n")
+        self.assertEqual(self.used(code + "more"), {"tools"})
+        # A name proves nothing of what lies within.
+        self.install("plug", "plug.py", folder=self.site / "bare" / "plugins")
+        self.install("bare", "bare/__init__.py", record=None, info="bare-1.0.egg-info")
+        self.assertLessEqual(
+            {"plug"}, self.used(f"sys.path.append({str(self.site / 'bare' / 'plugins')!r}); import plug")
+        )
 
     def test_several_folders_each_with_its_metadata(self) -> None:
         target = self.folder / "target"
@@ -3130,6 +3156,10 @@ class TestUsage(Case):
         more = {"entry_points.txt": "[console_scripts]\ny = becomes:main\n"}
         self.install("becomes", "becomes/run.py", source="from os import execvpe\nexecvpe('x', [], {})", more=more)
         self.install("plain-exec", "plain_exec.py", source="import os\nos.execv('x', [])")
+        main = "import signal; signal.raise_signal(15)"
+        self.install("module", "module/__main__.py", source=main)
+        self.install("script", "script.py", "../../bin/scripted")
+        (self.folder / "bin" / "scripted").write_text("#!/usr/bin/python\nfrom os import execvp as run\n")
         self.install("binary", "binary.py", "../../bin/fast")
         (self.folder / "bin" / "fast").write_bytes(b"\x7fELF")
         self.install("bare", "bare.py", record=None)
@@ -3157,6 +3187,8 @@ class TestUsage(Case):
                 "command": command,
                 "becomes": command,
                 "binary": command,
+                "module": "its commands may end without a report: raise_signal in __main__.py",
+                "script": command,
                 "bare": "has no RECORD of its files; pip did not install it",
                 "mine": "editable installs are not counted",
                 "pip": hosts,
@@ -3171,7 +3203,9 @@ class TestUsage(Case):
             [name for name, row in rows.items() if row["status"] == "unused"],
             ["command", "kept-one", "kept-two", "plain-exec", "unused"],
         )
-        self.assertEqual(rows["becomes"]["reason"], "its commands may end without a report: run.py calls exec or _exit")
+        lost = "its commands may end without a report: "
+        self.assertEqual(rows["becomes"]["reason"], lost + "execv in run.py")
+        self.assertEqual(rows["script"]["reason"], lost + "execv in scripted")
         self.assertEqual(rows["binary"]["reason"], "has a command that is no Python: fast")
 
     def test_what_is_loaded_at_every_start_is_not_called_unused(self) -> None:
