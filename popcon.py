@@ -997,7 +997,8 @@ class Reporter:
     def report(self, last_chance: bool = False) -> "list[str]":
         """Send what was used and not sent yet, and return it. Raises OSError or ValueError."""
         if opted_out():
-            self.take_baseline()  # what was loaded under it is not sent later either
+            if not last_chance:
+                self.take_baseline()  # what was loaded under it is not sent later either
             debug("nothing sent: DO_NOT_TRACK is set")
             return []
         host, port, prefix, rate = map(setting, SETTINGS)
