@@ -245,6 +245,9 @@ def installed_metadata() -> "list[str]":
 
 def _folder_owners(folder: str, entries: "list[str]", groups: "list[list[str]]") -> "list[dict[str, str]]":
     """Return for each group of paths, relative to the folder, the owners' metadata folders and names."""
+    infos = metadata_folders(folder, entries)
+    if not infos:
+        return [{} for _ in groups]
     # Where an image was stripped of sources, with bytecode in their place, RECORD lists the sources all the same.
     groups = [[*paths, *[path[:-1] for path in paths if path.endswith(".pyc")]] for paths in groups]
     wanted = [
@@ -252,27 +255,25 @@ def _folder_owners(folder: str, entries: "list[str]", groups: "list[list[str]]")
     ]
     found: list[dict[str, str]] = [{} for _ in groups]
     owners, unrecorded = [], []
-    infos = metadata_folders(folder, entries)
-    if infos:
-        suspect = _line_start({path[:4] for paths in wanted for path in paths})
-        bisect = standard("_bisect").bisect_left
-        for info in infos:
-            record = _read(f"{info}{os.sep}RECORD")
-            if not record:
-                unrecorded.append(info)
-            elif suspect(record):
-                try:
-                    lines = record_lines(record)
-                except Exception as error:
-                    debug(f"cannot read {info}: {error!r}")
-                    continue
-                hits = [_meet(lines, paths, bisect) for paths in wanted]
-                if any(hits):
-                    owners.append(info)
-                    name = library_name(info)
-                    for hit, names in zip(hits, found):
-                        if hit and name:
-                            names[info] = name
+    suspect = _line_start({path[:4] for paths in wanted for path in paths})
+    bisect = standard("_bisect").bisect_left
+    for info in infos:
+        record = _read(f"{info}{os.sep}RECORD")
+        if not record:
+            unrecorded.append(info)
+        elif suspect(record):
+            try:
+                lines = record_lines(record)
+            except Exception as error:
+                debug(f"cannot read {info}: {error!r}")
+                continue
+            hits = [_meet(lines, paths, bisect) for paths in wanted]
+            if any(hits):
+                owners.append(info)
+                name = library_name(info)
+                for hit, names in zip(hits, found):
+                    if hit and name:
+                        names[info] = name
     # Without RECORD the library's names decide: only where libraries get installed, since
     # elsewhere an egg-info is someone's source tree, and only for what no RECORD lists.
     if unrecorded and folder.endswith(("site-packages", "dist-packages", ".egg")):
