@@ -245,15 +245,15 @@ def installed_metadata() -> "list[str]":
 
 def _folder_owners(folder: str, entries: "list[str]", groups: "list[list[str]]") -> "list[dict[str, str]]":
     """Return for each group of paths, relative to the folder, the owners' metadata folders and names."""
+    found: list[dict[str, str]] = [{} for _ in groups]
     infos = metadata_folders(folder, entries)
     if not infos:
-        return [{} for _ in groups]
+        return found
     # Where an image was stripped of sources, with bytecode in their place, RECORD lists the sources all the same.
     groups = [[*paths, *[path[:-1] for path in paths if path.endswith(".pyc")]] for paths in groups]
     wanted = [
         sorted([f"{path},".replace(os.sep, "/").encode("utf-8", "surrogatepass") for path in group]) for group in groups
     ]
-    found: list[dict[str, str]] = [{} for _ in groups]
     owners, unrecorded = [], []
     suspect = _line_start({path[:4] for paths in wanted for path in paths})
     bisect = standard("_bisect").bisect_left
@@ -444,9 +444,11 @@ def _archive_owners(archive: str, groups: "list[list[str]]") -> "list[dict[str, 
             debug(f"cannot read a library in {archive}: {error!r}")
             continue
         for names, paths in zip(found, groups):
-            by_file = any(f"{archive}{os.sep}{path}" in files for path in paths)
-            by_name = not files and any(path.partition(os.sep)[0].partition(".")[0] in tops for path in paths)
-            if name and (by_file or (by_name and archive.endswith(".egg"))):
+            if archive.endswith(".egg") and not files:
+                is_owner = any(path.partition(os.sep)[0].partition(".")[0] in tops for path in paths)
+            else:
+                is_owner = any(f"{archive}{os.sep}{path}" in files for path in paths)
+            if name and is_owner:
                 names[name] = name
     return found
 
@@ -1423,7 +1425,7 @@ import popcon_selftest
                     modules.setdefault(folder, []).extend([entry + package] * (not metadata_folders(folder, [entry])))
                 inner = [f"{name.replace('-', os.sep)}/__init__.py"]  # google/auth
                 inner *= os.path.exists(os.path.join(folder, *inner))
-                matched |= {*_owners_by_name([info], modules[folder] + inner).values()}
+                matched.update(_owners_by_name([info], modules[folder] + inner).values())
         rest = sorted(names - matched)
         yield (
             "ok",
@@ -2301,10 +2303,11 @@ del _popcon
                     return f"has a command that is no Python: {os.path.basename(command)}"
             # exec*() makes the process another program (dotenv run), _exit() ends a daemon's parent, a signal the
             # process: without a report. Programs do it at the top of their package; to read all below takes seconds.
-            mains = [path for path in self.modules if path.endswith(b"/__main__.py")]
+            if not (self.commands or groups or any(path.endswith(b"/__main__.py") for path in self.modules)):
+                return ""
             depth = self.folder.count(b"/") + 1
-            sources = [path for path in self.modules if path.endswith(b".py") and path.count(b"/") <= depth]
-            for source in map(os.fsdecode, self.commands + sources if self.commands or groups or mains else ()):
+            top = [path for path in self.modules if path.endswith(b".py") and path.count(b"/") <= depth]
+            for source in map(os.fsdecode, self.commands + top):
                 text = _read(source)
                 for call in (b"execv", b"execl", b"os._exit", b"os.abort", b"raise_signal", b"kill(os.getpid()"):
                     if call in text:

@@ -1633,8 +1633,12 @@ class TestInstall(Case):
         self.lone.mkdir()
         shutil.copy(SOURCE, self.lone)
 
+    def environ(self) -> dict[str, str]:
+        """The environment's Python finds nothing but what is in it."""
+        return {name: value for name, value in clean_environ().items() if not name.startswith("PYTHON")}
+
     def run_in_it(self, *arguments: str, cwd: Path | None = None, **settings: str) -> tuple[int, str, str]:
-        environ = {name: value for name, value in clean_environ().items() if not name.startswith("PYTHON")} | settings
+        environ = self.environ() | settings
         # Permissions are to hold for root too.
         humbly = ["setpriv", "--bounding-set=-dac_override"] if os.name != "nt" and os.geteuid() == 0 else []
         result = subprocess.run(
@@ -1679,11 +1683,14 @@ class TestInstall(Case):
     def test_installs_at_the_same_moment_wait_for_each_other(self) -> None:
         before = self.state()
         program = [str(self.prefix / "bin" / "python"), "popcon.py", "install", "--vendor"]
-        environ = {name: value for name, value in clean_environ().items() if not name.startswith("PYTHON")}
         for more in ([], ["--all-processes"], ["--all-processes"]):
             running = [
                 subprocess.Popen(
-                    program + arguments, env=environ, cwd=self.lone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                    program + arguments,
+                    env=self.environ(),
+                    cwd=self.lone,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
                 )
                 for arguments in (["--all-processes"], more, [])
             ]
