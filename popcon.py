@@ -21,9 +21,8 @@ leaving the host empty, with DO_NOT_TRACK=1, or with `python -m popcon uninstall
     PYTHON_POPCONTEST_DEBUG               set to 1: says on stderr what was sent, or why nothing was
     DO_NOT_TRACK                          set, and not 0: nothing is ever sent
 
-The file reads along the way of the data: sys.modules, executed files, the libraries that
-own them, statsd lines, datagrams, the socket; then who calls that, and when. What comes
-after "the command line" is run by those alone who type a command.
+The file reads along the way of the data, from sys.modules to the socket; then who calls that,
+and when. What comes after "the command line" is run by those alone who type a command.
 """
 
 # Every process pays for what is imported here: nothing that a bare interpreter has not
@@ -34,7 +33,8 @@ import os
 import sys
 
 if sys.hexversion < 0x030A0000:
-    raise (SystemExit if __name__ == "__main__" else ImportError)("popcon needs Python 3.10")
+    _failure = SystemExit if __name__ == "__main__" else ImportError
+    raise _failure("popcon needs Python 3.10 or later")
 
 from _frozen_importlib import ModuleSpec
 from _frozen_importlib_external import PathFinder, SourceFileLoader, SourcelessFileLoader
@@ -43,7 +43,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any, NoReturn
-
     Claims = Iterator[tuple[str, Iterable[bytes]]]  # a library, and which paths are its own
 
 __version__ = "2.0.0"
@@ -52,7 +51,6 @@ __all__ = ["report", "setup_reporter", "used_libraries"]
 
 # ---- sys.modules -> the files that were executed ------------------------------------
 
-SOURCE_LOADERS = SourceFileLoader, SourcelessFileLoader
 OWN_LOADERS = "builtins", "_frozen_importlib", "_frozen_importlib_external", "zipimport"
 
 # Reads a module's namespace without asking the module, which may be lazy and would wake.
@@ -60,10 +58,7 @@ namespace_of = vars(type(sys))["__dict__"].__get__
 
 
 def executed_files(modules: "Mapping[Any, object]") -> "set[str]":
-    """Return the files of those modules that were executed, but for the standard library's.
-
-    For one without a file, from a loader of somebody's own, its name stands.
-    """
+    """Return the files of those modules that were executed, but for the standard library's."""
     files = set()
     lazy = getattr(sys.modules.get("importlib.util"), "_LazyModule", ())
     for name, module in modules.items():
@@ -76,7 +71,7 @@ def executed_files(modules: "Mapping[Any, object]") -> "set[str]":
 
 
 def executed_file(name: str, module: object) -> "Any":
-    """Return the file of a module, None if it was not executed or has none."""
+    """Return the file of a module, or its name; None if it was not executed, or is of nobody."""
     try:
         namespace = namespace_of(module)
     except TypeError:
@@ -86,12 +81,12 @@ def executed_file(name: str, module: object) -> "Any":
         # *-nspkg.pth files make modules of a source that nobody executes: exec() leaves a mark
         # in the namespace, import in the spec.
         is_marked = "__builtins__" in namespace or hasattr(spec, "_initializing")
-        if not is_marked and type(spec.loader) in SOURCE_LOADERS:
+        if not is_marked and type(spec.loader) in (SourceFileLoader, SourcelessFileLoader):
             return None
         if file is not spec.origin and spec.has_location and (file is None or spec.name is name):
             file = spec.origin  # whatever the module made of __file__, as tlz does
         if file is None and "." not in name and type(spec.loader).__module__ not in OWN_LOADERS:
-            return name
+            return name  # it has no file, but a loader of somebody's own
     elif name in ("__main__", "__mp_main__"):
         return None  # a script, somebody's own; run with -m it has a spec
     elif file is None and "." not in name and type(module) is not type(sys) and module is not None:
@@ -104,12 +99,10 @@ def executed_file(name: str, module: object) -> "Any":
 # ---- files -> the libraries that own them -------------------------------------------
 
 def owners(files: "set[str]", new: "set[str]") -> "dict[str, set[str]]":
-    """Map the libraries that own some of the files to these, where new ones were imported from.
-
-    What is trusted most is asked first, then the next for what is still nobody's.
-    """
+    """Map the libraries that own some of the files to these, where new ones were imported from."""
     found: dict[str, set[str]] = {}
     rest = set(files)  # nobody's so far
+    # In order of trust: the next is asked for what is still nobody's.
     trusted = claims_by_record, claims_by_package_manager, claims_by_name
     roots = [*import_roots(new), ""]  # the last for what lies nowhere
     for claims in (*trusted, claims_in_archive, claims_by_finders):
@@ -176,8 +169,7 @@ def claims_by_record(root: str, paths: "Mapping[bytes, str]") -> "Claims":
         return
     may_list: Callable[[bytes], object] = len
     try:
-        # Most need not be taken apart: four bytes of each line tell. Four classes of these are
-        # asked for, since one class of all would let too many pass.
+        # Most need not be taken apart: a line's first four bytes tell, each by four classes.
         re, size = standard("re"), len(starts) // 4 + 1
         groups = [sorted(starts)[at : at + size] for at in range(0, len(starts), size)]
         classes = [b"".join([b"[%b]" % re.escape(bytes(c)) for c in zip(*one)]) for one in groups]
@@ -222,12 +214,8 @@ def claims_by_package_manager(root: str, paths: "Mapping[bytes, str]") -> "Claim
 
 
 def claims_by_name(root: str, paths: "Mapping[bytes, str]") -> "Claims":
-    """Yield each library without RECORD with a path to which top_level.txt leads, or its name.
-
-    Only where libraries get installed: elsewhere an egg-info is someone's source tree. Many can
-    share a top-level name (google, azure): then google-auth owns what is in google/auth.
-    """
-    tops = {}
+    """Yield each library without RECORD with a path to which top_level.txt leads, or its name."""
+    tops = {}  # only where libraries get installed: elsewhere an egg-info is a source tree
     for info in metadata_in(root) if root.endswith(("-packages", ".egg")) else ():
         if not os.path.isfile(f"{info}{os.sep}RECORD"):
             tops[library_name(info)] = text_of(f"{info}{os.sep}top_level.txt").split()
@@ -235,6 +223,7 @@ def claims_by_name(root: str, paths: "Mapping[bytes, str]") -> "Claims":
         parts = os.fsdecode(path).partition(".")[0].split("/")
         leads = {normalized("-".join(parts[:end])) for end in range(1, len(parts) + 1)}
         able = [name for name, top in tops.items() if (parts[0] in top if top else name in leads)]
+        # Many may share a top-level name: then google-auth owns what is in google/auth.
         own = [name for name in able if name in leads or name in parts]
         for library in [max(own, key=len)] if own else able:
             yield library, [path]
@@ -358,22 +347,18 @@ NAME_SERVER_PORT = 53
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 SETTINGS: "dict[str, tuple[str, str, Callable[[str], bool], str]]" = {
     # The default, letters that can't spoil a line, what else has to hold, and it in words.
-    "PYTHON_POPCONTEST_STATSD_HOST": (
-        "", LETTERS + ".:%-_",  # one colon is a port gone astray; for labels see RFC 1035
-        lambda text: text.count(":") != 1 and max(map(len, text.split("."))) < 64
-        and (not text or all(text.removesuffix(".").split("."))),
+    "PYTHON_POPCONTEST_STATSD_HOST": ("", LETTERS + ".:%-_",
+        lambda text: not text or text.count(":") != 1  # no label is empty, or longer (RFC 1035)
+        and all(0 < len(label) < 64 for label in text.removesuffix(".").split(".")),
         "a name or an address, without a port: statsd.example, 10.0.0.3 or ::1"),
-    "PYTHON_POPCONTEST_STATSD_PORT": (
-        "9125", "0123456789", lambda text: 0 < int(text[:6]) < 65536,
+    "PYTHON_POPCONTEST_STATSD_PORT": ("9125", "0123456789", lambda text: 0 < int(text[:6]) < 65536,
         "a whole number from 1 to 65535, such as 9125"),
-    "PYTHON_POPCONTEST_STATSD_PREFIX": (
-        "python_popcon.library_used", LETTERS + "_-.",
+    "PYTHON_POPCONTEST_STATSD_PREFIX": ("python_popcon.library_used", LETTERS + "_-.",
         lambda text: all(text.split(".")) and len(text) <= 1000,
         "at most 1000 of A-Z a-z 0-9 _ - with dots between, such as python_popcon.library_used"),
-    "PYTHON_POPCONTEST_STATSD_SAMPLE_RATE": (
-        "1", "0123456789.",
+    "PYTHON_POPCONTEST_STATSD_SAMPLE_RATE": ("1", "0123456789.",  # statsd reads no 1e-05
         lambda text: len(text) < 20 and text.count(".") < 2 and 0 < float("0" + text) <= 1,
-        "a decimal number above 0 and not above 1, such as 0.1"),  # statsd reads no 1e-05
+        "a decimal number above 0 and not above 1, such as 0.1"),
 }  # fmt: skip
 
 
@@ -390,9 +375,8 @@ def debug(message: str) -> None:
     """Say it on stderr, in one line, if PYTHON_POPCONTEST_DEBUG is set, and not 0."""
     if os.environ.get("PYTHON_POPCONTEST_DEBUG", "0") not in ("", "0"):
         try:
-            sys.stderr.write("popcon: " + " ".join(message.split()) + "\n")
-            sys.stderr.flush()
-        except Exception:  # closed, None, or a person's own: then nobody is listening
+            print("popcon:", *message.split(), file=sys.stderr, flush=True)
+        except Exception:  # closed, or a person's own: then nobody is listening
             pass
 
 
@@ -416,7 +400,7 @@ def send(packets: "list[bytes]", host: str, port: int) -> None:
     """Send the datagrams, and take them off the list. Raises OSError if no address takes them."""
     socket = standard("_socket")  # beneath socket, of which gevent or PySocks may replace parts
     is_address = ":" in host or host.replace(".", "").isdigit()
-    if not is_address and host not in text_of("/etc/hosts").split():
+    if not (is_address or host in text_of("/etc/hosts").split()):
         await_name_server(host)
     # As bytes, since of a str it looks for the idna codec in files that may be gone by now.
     found = socket.getaddrinfo(host.encode("ascii"), port, 0, socket.SOCK_DGRAM)
@@ -439,10 +423,7 @@ def send(packets: "list[bytes]", host: str, port: int) -> None:
 
 
 def await_name_server(host: str) -> None:
-    """Ask the name server by hand (RFC 1035) for all that a look-up may ask for.
-
-    Raises TimeoutError if it is silent: then the look-up would hang, and can't be interrupted.
-    """
+    """Raise TimeoutError if the name server is silent: a look-up would hang, uninterruptibly."""
     socket = standard("_socket")
     lines = [line.split() for line in text_of("/etc/resolv.conf").split("\n")]
     servers = [words[1] for words in lines if words[:1] == ["nameserver"] and words[1:]]
@@ -452,7 +433,7 @@ def await_name_server(host: str) -> None:
         try:
             udp.settimeout(PATIENCE)
             udp.connect((server, NAME_SERVER_PORT))
-            for domain in domains:
+            for domain in domains:  # for all that the look-up may ask for (RFC 1035)
                 labels = [label[:63] for label in f"{host}.{domain}".encode().split(b".") if label]
                 name = b"".join([bytes([len(label)]) + label for label in labels])
                 udp.send(b"pc\1\0\0\1\0\0\0\0\0\0" + name + b"\0\0\1\0\1")
@@ -476,9 +457,8 @@ class Reporter:
         self.lock = _thread.allocate_lock()
         self.newest = newest_module()
         self.baseline: set[str] | None = set()  # files; None: of the modules up to the newest
-        self.seen: set[str] = set()  # files whose owners are known
-        self.used: set[str] = set()  # libraries
-        self.sent: set[str] = set()
+        self.seen = set[str]()  # files whose owners are known
+        self.used, self.sent = set[str](), set[str]()  # libraries
         self.draw = int.from_bytes(os.urandom(6), "big") / 2**48
         self.silent_until = 0.0  # when a name server that kept silent may be asked again
 
@@ -486,6 +466,14 @@ class Reporter:
         """Make what is loaded now the baseline, known by its number. What was sent stays sent."""
         self.newest, self.baseline = newest_module(), None
         self.seen, self.used = set(), set()
+
+    def leave_out_session(self) -> None:
+        """Add what an IPython session has loaded at its start, as debugpy does, to the baseline."""
+        modules = {str(name): module for name, module in dict(sys.modules).items()}
+        names, starts = [*modules], ("ipykernel", "IPython.terminal.ipapp")
+        first = [at for at, name in enumerate(names) if name.startswith(starts)][:1]
+        if first and self.baseline is not None:
+            self.baseline |= executed_files({name: modules[name] for name in names[first[0] :]})
 
     def update(self) -> None:
         """Find the owners of what was loaded since the last time."""
@@ -547,19 +535,31 @@ _set_up = _thread.allocate_lock()  # taken once, by the thread that sets up
 def setup_reporter() -> None:
     """Report at exit, and in IPython after each cell, what is used beyond what is loaded by now.
 
-    A later call loses nothing: it only lets an IPython session that has come since report
-    after each cell, too. Never raises, prints nothing, and takes less than a millisecond.
+    A later call loses nothing. It leaves out what an IPython session that has come since has
+    loaded at its start. Never raises, prints nothing, and takes less than a millisecond.
     """
     try:
-        if _set_up.acquire(False):
+        is_first = _set_up.acquire(False)
+        if is_first:
             _reporter.baseline = executed_files(dict(sys.modules))
-            _register_unseen(_report_at_exit)
+            # atexit calls last in, first out. What is around the report is written in C: it takes
+            # trace and profile functions away, so that they see no frame of it, and back again.
+            kept: list[Any] = []
+            atexit.register(next, map(sys.settrace, iter(kept.pop, kept)))
+            atexit.register(next, map(sys.setprofile, iter(kept.pop, kept)))
+            atexit.register(_report_at_exit)
+            atexit.register(sys.setprofile, None)
+            atexit.register(next, map(kept.append, iter(sys.getprofile, kept)))
+            atexit.register(sys.settrace, None)
+            atexit.register(next, map(kept.append, iter(sys.gettrace, kept)))
             if hasattr(os, "register_at_fork"):
                 os.register_at_fork(after_in_child=_begin_in_child)
             _report_at_worker_exit()
         shell = ipython_shell()
         if shell is not None and _report_after_cell not in shell.events.callbacks["post_execute"]:
             shell.events.register("post_execute", _report_after_cell)
+            if not is_first:
+                _reporter.leave_out_session()
     except Exception as error:
         debug(f"not set up: {error!r}")
 
@@ -582,8 +582,7 @@ def report() -> "list[str]":
     try:
         return reporter.report()
     except Exception as error:
-        is_told = isinstance(error, (OSError, ValueError))
-        debug(f"nothing sent: {error if is_told else repr(error)}")
+        debug(f"nothing sent: {error if isinstance(error, (OSError, ValueError)) else repr(error)}")
         return []
     finally:
         reporter.lock.release()
@@ -597,21 +596,6 @@ def _report_at_exit() -> "Any":
         debug("stopped")
 
 
-def _register_unseen(function: "Callable[[], None]") -> None:
-    """Let the function run at exit where no trace or profile function sees a frame of it.
-
-    What atexit, last in, first out, calls around it is written in C, and takes these away.
-    """
-    kept: list[Any] = []
-    atexit.register(next, map(sys.settrace, iter(kept.pop, kept)))
-    atexit.register(next, map(sys.setprofile, iter(kept.pop, kept)))
-    atexit.register(function)
-    atexit.register(sys.setprofile, None)
-    atexit.register(next, map(kept.append, iter(sys.getprofile, kept)))
-    atexit.register(sys.settrace, None)
-    atexit.register(next, map(kept.append, iter(sys.gettrace, kept)))
-
-
 def _begin_in_child() -> None:
     """Begin anew after a fork: what the parent loaded is the parent's."""
     global _reporter
@@ -622,8 +606,7 @@ def _begin_in_child() -> None:
 
 def _report_at_worker_exit() -> None:
     """Report when a worker of multiprocessing, or a relative, has run its finalizers."""
-    # They are to be made after a fork: a worker begins by dropping those of its parent.
-    last: Any = {"exitpriority": -100}
+    last: Any = {"exitpriority": -100}  # made after a fork: a worker drops those of its parent
     for name in ("multiprocessing.util", "multiprocess.util"):
         util: Any = sys.modules.get(name)
         if util:

@@ -2250,7 +2250,6 @@ class TestInstall(Lone):
             self.assertEqual((status, "popcon" in out), (0, False), out + err)
             datagrams = server.received(0.5)
         # The first is the kernel's; its driver is a process, and reports what it used itself.
-        print(datagrams)
         self.assertEqual(datagrams[0], ALPHA.encode())
         self.assertIn(b"jupyter-client", b"".join(datagrams[1:]))
 
