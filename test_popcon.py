@@ -3052,6 +3052,54 @@ class TestReadme(Case):
                 self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, "", ""))
                 self.assertEqual(server.names(), expected)
 
+    def test_its_dockerfiles_switch_it_on(self) -> None:
+        venv.create(self.folder / "env", symlinks=True)
+        shutil.copy(SOURCE, self.own)
+        path = f"{self.folder / 'env' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        lines = re.findall("(?m)^RUN (.*)$", "".join(readme_blocks("dockerfile")))
+        self.assertTrue(lines)
+        for line in lines:
+            ended = subprocess.run(
+                line.replace("/tmp/popcon.py", str(self.own / "popcon.py")), shell=True, cwd=self.own,
+                env=clean_environ(PYTHONPATH="", PATH=path), capture_output=True, text=True,
+            )  # fmt: skip
+            self.assertEqual((ended.returncode, ended.stderr), (0, ""), ended.stdout)
+            self.assertRegex(ended.stdout, "(?m)^ok +reporting .*popcon-selftest:1")
+
+    @unittest.skipUnless(EXPORTER and PROMETHEUS[0], "needs POPCON_TEST_STATSD_EXPORTER and POPCON_TEST_PROMETHEUS")
+    def test_its_quick_start_leads_to_a_table_and_its_promql_to_the_same_counts(self) -> None:
+        programs = {"statsd_exporter": EXPORTER, "prometheus": PROMETHEUS[0]}
+        programs |= {"python": sys.executable, "python3": sys.executable}
+        (self.folder / "bin").mkdir()
+        for name, path in programs.items():
+            (self.folder / "bin" / name).symlink_to(path)
+        shutil.copy(SOURCE, self.own)
+        ports = {"9125": free_port(socket.SOCK_DGRAM), "9102": free_port(), "9090": free_port()}
+
+        def moved(text: str) -> str:
+            return re.sub("|".join(ports), lambda found: str(ports[found[0]]), text)
+
+        mapping, scraping = readme_blocks("yaml")[:2]
+        self.write(self.own, {"mapping.yml": mapping, "prometheus.yml": moved(scraping)})
+        ask = "import sys, urllib.parse as p, urllib.request as r; "
+        ask += "[print(r.urlopen(sys.argv[1] + p.quote(q)).read().decode()) for q in sys.argv[2:]]"
+        script = "".join(readme_blocks("sh")[:2]) + "status=$?\n"
+        script += f"python -c '{ask}' http://localhost:9090/api/v1/query?query= \"$@\"\nkill %1 %2\nexit $status"
+        path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        ended = subprocess.run(
+            ["bash", "-c", moved(script), "bash", *readme_blocks("promql")], cwd=self.own, timeout=120,
+            env=clean_environ(PATH=path, PYTHONPATH="", PYTHON_POPCONTEST_STATSD_PORT=str(ports["9125"])),
+            capture_output=True, text=True,
+        )  # fmt: skip
+        self.assertEqual(ended.returncode, 1, ended.stderr)  # as it says: it is too early
+        self.assertRegex(ended.stdout, r"(?m)^ +1  pip +[\d.]+ MB +1  #")
+        self.assertIn("No answer yet: the counts reach back 0 of 90 days", ended.stdout)
+        answers = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+        self.assertEqual(len(answers), 2)
+        for answer in answers:
+            (series,) = answer["data"]["result"]
+            self.assertEqual((series["metric"], series["value"][1]), ({"library": "pip"}, "1"))
+
     def test_names_every_setting_with_its_default(self) -> None:
         readme = (HERE / "README.md").read_text(encoding="utf-8")
         rows = dict(re.findall(r"(?m)^\| `(\w+)` \| (.+?) \|", readme))
