@@ -300,6 +300,18 @@ class TestWhatCounts(Case):
             sleepy = sys.modules["sleepy"] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(sleepy)
             """)
+        imported = """
+            import importlib.machinery, importlib.util
+            class Finder(importlib.machinery.PathFinder):
+                @classmethod
+                def find_spec(cls, name, path=None, target=None):
+                    spec = super().find_spec(name, path, target) if name == "sleepy" else None
+                    if spec: spec.loader = importlib.util.LazyLoader(spec.loader)
+                    return spec
+            sys.meta_path.insert(0, Finder)
+            import sleepy
+            """
+        self.assertEqual(self.used(imported), set())
         self.assertEqual(self.used(lazily), set())
         self.assertEqual(self.used(lazily + "sleepy.value"), {"woken", "sleepy"})
         self.assertEqual(self.used("sleepy.value", before=lazily), {"woken", "sleepy"})
@@ -482,6 +494,7 @@ class TestMetadata(Case):
             ("Name: Real.Name\n", "real-name"),
             ("\nMetadata-Version: 2.1\nName: blank\n", "blank"),
             ("\r\n\r\nName: crlf\r\n\r\nName: x\r\n", "crlf"),
+            ("\n\nName: two\n", "two"),
             (f"Summary: {'x' * 5000}\nname:   far\n", "far"),
             ("Version: 1\n\nName: x\n", ""),
             ("Name: evil:1|c\nevil\n", ""),
@@ -606,11 +619,13 @@ class TestArchives(Case):
         self.install("gamma", "gamma.py")
         (self.site / "delta-1.0.dist-info").mkdir()
         (self.site / "delta-1.0.dist-info" / "METADATA").write_bytes(b"Name: \xff\n")
+        self.install("zeta", record="other.py,,\n")
+        self.write(self.site, {"zeta/__init__.py": ""})  # which its RECORD does not list
         self.archive(self.folder / "libs.zip", self.site)
         self.write(self.own / "app", {"gamma.py": ""})
         self.archive(self.folder / "app.zip", self.own / "app")
         zipped = os.pathsep.join([str(self.folder / "libs.zip"), str(HERE)])
-        self.assertEqual(self.used("import alpha, beta", PYTHONPATH=zipped), {"alpha"})
+        self.assertEqual(self.used("import alpha, beta, zeta", PYTHONPATH=zipped), {"alpha"})
         path = os.pathsep.join([str(self.folder / "app.zip"), zipped])
         self.assertEqual(self.used("import gamma, alpha", PYTHONPATH=path), {"alpha"})
 
