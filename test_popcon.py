@@ -16,7 +16,9 @@ import os
 import py_compile
 import random
 import re
+import shlex
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -3081,39 +3083,95 @@ class TestReadme(Case):
             self.assertEqual((ended.returncode, ended.stderr), (0, ""), ended.stdout)
             self.assertRegex(ended.stdout, "(?m)^ok +reporting .*popcon-selftest:1")
 
-    @unittest.skipUnless(EXPORTER and PROMETHEUS[0], "needs POPCON_TEST_STATSD_EXPORTER and POPCON_TEST_PROMETHEUS")
-    def test_its_quick_start_leads_to_a_table_and_its_promql_to_the_same_counts(self) -> None:
-        programs = {"statsd_exporter": EXPORTER, "prometheus": PROMETHEUS[0]}
-        programs |= {"python": sys.executable, "python3": sys.executable}
-        (self.folder / "bin").mkdir()
-        for name, path in programs.items():
-            (self.folder / "bin" / name).symlink_to(path)
-        shutil.copy(SOURCE, self.own)
+    def quick_start(self, prometheus: str) -> tuple[int, list[str]]:
+        """The status of README's quick start's last command, and what all of them printed."""
+        place = self.folder / f"start-{free_port()}"
+        venv.create(place / "bare", symlinks=True)
+        for name, path in ("statsd_exporter", EXPORTER), ("prometheus", prometheus):
+            (place / "bare" / "bin" / name).symlink_to(path)
         ports = {"9125": free_port(socket.SOCK_DGRAM), "9102": free_port(), "9090": free_port()}
 
         def moved(text: str) -> str:
-            return re.sub("|".join(ports), lambda found: str(ports[found[0]]), text)
+            return re.sub(r"\b(9125|9102|9090)\b", lambda found: str(ports[found[0]]), text)
 
-        mapping, scraping = readme_blocks("yaml")[:2]
-        self.write(self.own, {"mapping.yml": mapping, "prometheus.yml": moved(scraping)})
+        (place / "here").mkdir()  # the empty folder
+        shutil.copy(SOURCE, place / "here")
+        (scraping,) = (text for text in readme_blocks("yaml") if text.startswith("scrape_"))
+        texts = {"mapping.yml": readme_mapping(), "prometheus.yml": moved(scraping)}
+        self.write(place / "here", texts)
         ask = "import sys, urllib.parse as p, urllib.request as r; "
         ask += "[print(r.urlopen(sys.argv[1] + p.quote(q)).read().decode()) for q in sys.argv[2:]]"
-        script = "".join(readme_blocks("sh")[:2]) + "status=$?\n"
-        script += f"python -c '{ask}' http://localhost:9090/api/v1/query?query= \"$@\"\nkill %1 %2\nexit $status"
-        path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        ended = subprocess.run(
-            ["bash", "-c", moved(script), "bash", *readme_blocks("promql")], cwd=self.own, timeout=120,
-            env=clean_environ(PATH=path, PYTHONPATH="", PYTHON_POPCONTEST_STATSD_PORT=str(ports["9125"])),
-            capture_output=True, text=True,
-        )  # fmt: skip
-        self.assertEqual(ended.returncode, 1, ended.stderr)  # as it says: it is too early
-        self.assertRegex(ended.stdout, r"(?m)^ +1  pip +[\d.]+ MB +1  #")
-        self.assertIn("No answer yet: the counts reach back 0 of 90 days", ended.stdout)
-        answers = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
-        self.assertEqual(len(answers), 2)
-        for answer in answers:
-            (series,) = answer["data"]["result"]
-            self.assertEqual((series["metric"], series["value"][1]), ({"library": "pip"}, "1"))
+        readme = (HERE / "README.md").read_text(encoding="utf-8")
+        ((uninstall, end),) = re.findall("(?m)^To end it: `(.+?)`, and `(.+?)`", readme)
+        lines = ["set -e", "".join(readme_blocks("sh")[:2]).rstrip() + " || status=$?"]
+        lines += [f"python -c '{ask}' http://localhost:9090/api/v1/query?query= \"$@\""]
+        lines += [uninstall, "ls demo/lib/python*/site-packages", end, "wait", "exit $status"]
+        command = ["bash", "-c", moved("\n".join(lines)), "bash", *readme_blocks("promql")]
+        path = f"{place / 'bare' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        environ = clean_environ(PATH=path, PYTHONPATH="", NO_PROXY="*", COLUMNS="80")
+        environ["PYTHON_POPCONTEST_STATSD_PORT"] = str(ports["9125"])
+        with (place / "out").open("w+", encoding="utf-8") as out:
+            shell = subprocess.Popen(command, cwd=place / "here", env=environ, stdout=out,
+                                     stderr=out, start_new_session=True)  # fmt: skip
+            try:
+                status = shell.wait(120)
+            finally:
+                with contextlib.suppress(ProcessLookupError):  # README's `kill` has ended all
+                    os.killpg(shell.pid, signal.SIGKILL)
+                shell.wait()
+            out.seek(0)
+            return status, out.read().splitlines()
+
+    @unittest.skipUnless(EXPORTER and PROMETHEUS[0], "needs POPCON_TEST_STATSD_EXPORTER and "
+                         "POPCON_TEST_PROMETHEUS, paths of the real ones")
+    def test_its_quick_start_leads_to_a_table_and_its_promql_to_the_same_counts(self) -> None:
+        with ThreadPoolExecutor(len(PROMETHEUS)) as pool:  # for each waits 20 s
+            starts = [pool.submit(self.quick_start, path) for path in PROMETHEUS]
+        for path, start in zip(PROMETHEUS, starts):
+            with self.subTest(server=path):
+                status, lines = start.result()
+                said = "\n".join(lines)
+                self.assertEqual(status, 1, said)  # as it says: it is too early
+                self.assertRegex(said, r"(?m)^ +1  pip +[\d.]+ MB +1  #")
+                self.assertIn("No answer yet: the counts reach back 0 of 90 days", said)
+                answers = [json.loads(line)["data"]["result"] for line in lines if line[:1] == "{"]
+                self.assertEqual(len(answers), len(readme_blocks("promql")), said)
+                for (series,) in answers:
+                    self.assertEqual(series["metric"], {"library": "pip"})
+                    self.assertEqual(series["value"][1], "1")
+                self.assertIn("pip", lines)  # what `ls` saw after `uninstall`
+                self.assertNotRegex(said, r"(?m)^popcon\.(py|pth)$")
+
+    def test_its_other_commands_are_understood(self) -> None:
+        others = {"xargs -r python -m pip uninstall --yes"}
+        readme = (HERE / "README.md").read_text(encoding="utf-8")
+        blocks = [block for block in readme_blocks("sh")[2:] if "OMPI" not in block]  # as below
+        lines = re.split(r"\s*(?:&&|\|)\s*|\n", "".join(blocks).strip())
+        self.assertGreater(len(lines), 3)
+        lines += re.findall(r"(?<!`)`([^`\n]*\bpython (?:-m popcon|popcon\.py) [^`\n]+)`", readme)
+        self.assertGreater(len(lines), 10)
+        for line in lines:
+            line = re.sub(r" [<>] \S+", "", line)
+            command = re.sub(r"^(sudo )?\S*\bpython (-m popcon|popcon\.py) ", "popcon ", line)
+            name, *arguments = shlex.split(command)
+            with self.subTest(line), contextlib.redirect_stderr(io.StringIO()) as said:
+                try:
+                    if line not in others:
+                        self.assertEqual(name, "popcon")
+                        popcon.command_line().parse_args(arguments)
+                except SystemExit:
+                    self.fail(said.getvalue())
+
+    @unittest.skipIf(os.name == "nt", "its shell is another")
+    def test_its_line_for_mpi_lets_one_rank_report(self) -> None:
+        (line,) = (block for block in readme_blocks("sh") if "OMPI" in block)
+        for name in "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "HOME":
+            for rank, expected in ("0", ""), ("1", "" if name == "HOME" else "1"):
+                with self.subTest(name, rank=rank):
+                    environ = clean_environ(**{name: rank})
+                    command = ["sh", "-ec", f"{line}echo $DO_NOT_TRACK"]
+                    said = subprocess.check_output(command, env=environ, text=True)
+                    self.assertEqual(said, f"{expected}\n")
 
     def test_names_every_setting_with_its_default(self) -> None:
         readme = (HERE / "README.md").read_text(encoding="utf-8")
