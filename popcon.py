@@ -185,15 +185,12 @@ def claims_by_record(root: str, paths: "Mapping[bytes, str]") -> "Claims":
 
 
 def listed_paths(record: bytes) -> "list[bytes]":
-    """Return the paths that a RECORD lists, none if it is rubbish."""
-    if b'"' not in record and b"\r" not in record:  # as pip writes it
-        return [line.partition(b",")[0] for line in record.split(b"\n")]
-    try:
-        rows = [*standard("_csv").reader(os.fsdecode(record).split("\n"))]
-        return [os.fsencode(row[0]) for row in rows if row]
-    except Exception as error:
-        debug(f"cannot read a RECORD: {error!r}")
-        return []
+    """Return the paths that a RECORD lists: of each line the first field, as CSV has it."""
+    lines = record.replace(b"\r", b"").split(b"\n")
+    if b'"' not in record:  # as pip writes it
+        return [line.partition(b",")[0] for line in lines]
+    ends = [(line[1:], b'",') if line[:1] == b'"' else (line, b",") for line in lines]
+    return [(line + b",").partition(end)[0].replace(b'""', b'"') for line, end in ends]
 
 
 def claims_by_package_manager(root: str, paths: "Mapping[bytes, str]") -> "Claims":
@@ -280,13 +277,11 @@ def normalized(name: str) -> str:
 def shells_own(roots: "Iterable[str]") -> "set[str]":
     """Return IPython, ipykernel and all that they require: what that loads is nobody's choice."""
     re = standard("re")
-    by_name: dict[str, str] = {}
-    for info in [info for root in roots for info in metadata_in(root)]:
-        name = os.path.basename(info).rpartition(".")[0].partition("-")[0]
-        by_name.setdefault(normalized(name), f"{info}{os.sep}METADATA")
+    infos = [info for root in roots for info in metadata_in(root)]
+    by_name = {normalized(re.split("-|[.]egg-info", os.path.basename(i))[0]): i for i in infos}
     own = ["ipython", "ipykernel"]
     for name in own:  # which grows
-        header = text_of(by_name.get(name, "")).partition("\n\n")[0]
+        header = text_of(f"{by_name.get(name, '')}{os.sep}METADATA").partition("\n\n")[0]
         needs = re.findall(r"(?m)^Requires-Dist: *([\w.-]+)(?!.*;.*\bextra\b)", header)
         own += {*map(normalized, needs)}.difference(own)
     return {*own}

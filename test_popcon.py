@@ -621,7 +621,7 @@ class TestArchives(Case):
         self.install("gamma", "gamma.py")
         (self.site / "delta-1.0.dist-info").mkdir()
         (self.site / "delta-1.0.dist-info" / "METADATA").write_bytes(b"Name: \xff\n")
-        self.install("zeta", record="other.py,,\n")
+        self.install("zeta", "other.py")
         self.write(self.site, {"zeta/__init__.py": ""})  # which its RECORD does not list
         self.archive(self.folder / "libs.zip", self.site)
         self.write(self.own / "app", {"gamma.py": ""})
