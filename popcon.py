@@ -25,8 +25,7 @@ The file reads along the way of the data, from sys.modules to the socket; then w
 and when. What comes after "the command line" is run by those alone who type a command.
 """
 
-# Every process pays for what is imported here: nothing that a bare interpreter has not
-# loaded already. The rest is imported when it is needed, by standard().
+# Every process pays for these, but a bare interpreter has loaded them all; see standard().
 import _thread
 import atexit
 import os
@@ -248,7 +247,7 @@ def claims_by_finders(root: str, paths: "Mapping[bytes, str]") -> "Claims":
     metadata = standard("importlib.metadata")
     # The others' class has this name, be it importlib.metadata's or a backport's.
     own = [d for d in metadata.distributions() if type(d).__name__ != "PathDistribution"]
-    known = {normalized(distribution.metadata["Name"] or "") for distribution in own}
+    known = {normalized(d.metadata["Name"] or "") for d in own}
     libraries = metadata.packages_distributions() if known else {}
     for name in names.keys() & libraries.keys():
         for library in known.intersection(map(normalized, libraries[name])):
@@ -464,11 +463,10 @@ class Reporter:
 
     def leave_out_session(self) -> None:
         """Add what an IPython session has loaded at its start, as debugpy does, to the baseline."""
-        modules = {str(name): module for name, module in dict(sys.modules).items()}
-        names, starts = [*modules], ("ipykernel", "IPython.terminal.ipapp")
-        first = [at for at, name in enumerate(names) if name.startswith(starts)][:1]
+        modules, starts = [*sys.modules.items()], ("ipykernel", "IPython.terminal.ipapp")
+        first = [at for at, (name, _) in enumerate(modules) if str(name).startswith(starts)][:1]
         if first and self.baseline is not None:
-            self.baseline |= executed_files({name: modules[name] for name in names[first[0] :]})
+            self.baseline |= executed_files(dict(modules[first[0] :]))
 
     def update(self) -> None:
         """Find the owners of what was loaded since the last time."""
@@ -568,8 +566,7 @@ def used_libraries() -> "set[str]":
 def report() -> "list[str]":
     """Send now what was not sent yet, and return the names that were sent; for a server, say.
 
-    Every library is sent once by a process. Never raises: PYTHON_POPCONTEST_DEBUG tells what
-    went wrong, and what could not be sent is tried again the next time.
+    Never raises: PYTHON_POPCONTEST_DEBUG tells why not, and it is tried again the next time.
     """
     reporter = _reporter
     if not reporter.lock.acquire(timeout=PATIENCE):
