@@ -71,10 +71,7 @@ def executed_files(modules: "Mapping[Any, object]") -> "set[str]":
 
 def executed_file(name: str, module: object) -> "Any":
     """Return the file of a module, or its name; None if it was not executed, or is of nobody."""
-    try:
-        namespace = namespace_of(module)
-    except TypeError:
-        namespace = {}  # no module at all
+    namespace = namespace_of(module) if issubclass(type(module), type(sys)) else {}
     spec, file = namespace.get("__spec__"), namespace.get("__file__")
     if type(spec) is ModuleSpec:
         # *-nspkg.pth files make modules of a source that nobody executes: exec() leaves a mark
@@ -107,9 +104,10 @@ def owners(files: "set[str]", new: "set[str]") -> "dict[str, set[str]]":
     for claims in (*trusted, claims_in_archive, claims_by_finders):
         for root in [] if new.isdisjoint(rest) else roots:
             paths = paths_below(root, rest)
-            is_asked = not new.isdisjoint(paths.values())
+            if new.isdisjoint(paths.values()):
+                continue
             try:
-                for library, listed in claims(root, paths) if is_asked else ():
+                for library, listed in claims(root, paths):
                     if library and listed:
                         found.setdefault(library, set()).update([paths[path] for path in listed])
             except Exception as error:
@@ -169,8 +167,8 @@ def claims_by_record(root: str, paths: "Mapping[bytes, str]") -> "Claims":
     may_list: Callable[[bytes], object] = len
     try:
         # Most need not be taken apart: a line's first four bytes tell, each by four classes.
-        re, size = standard("re"), len(starts) // 4 + 1
-        groups = [sorted(starts)[at : at + size] for at in range(0, len(starts), size)]
+        re, ordered, size = standard("re"), sorted(starts), len(starts) // 4 + 1
+        groups = [ordered[at : at + size] for at in range(0, len(starts), size)]
         classes = [b"".join([b"[%b]" % re.escape(bytes(c)) for c in zip(*one)]) for one in groups]
         may_list = re.compile(b'\n(?:"|%b)' % b"|".join(classes)).search
     except Exception as error:  # somebody's own re.py is loaded, or an enum.py with which re fails
@@ -260,9 +258,9 @@ def library_name(info: str) -> str:
         return ""
     for path in (f"{info}{os.sep}METADATA", f"{info}{os.sep}PKG-INFO", info):
         header = read(path).replace(b"\r", b"").lstrip().partition(b"\n\n")[0]
-        start = (b"\n" + header).lower().find(b"\nname:")
-        if start >= 0:
-            return normalized(header[start + 5 :].partition(b"\n")[0].decode("utf-8", "replace"))
+        for line in header.split(b"\n"):
+            if line[:5].lower() == b"name:":
+                return normalized(line[5:].decode("utf-8", "replace"))
     return ""
 
 
@@ -363,6 +361,11 @@ def setting(name: str) -> str:
     if text.strip(letters) or not is_right(text):
         raise ValueError(f"{name}={text!r}: must be {words}")
     return text
+
+
+def opted_out() -> bool:
+    """Tell whether DO_NOT_TRACK is set, and not 0 (consoledonottrack.com)."""
+    return os.environ.get("DO_NOT_TRACK", "0") != "0"
 
 
 def debug(message: str) -> None:
@@ -477,10 +480,11 @@ class Reporter:
             self.baseline = executed_files({name: modules[name] for name in names[:end]})
         new = executed_files(modules) - self.baseline - self.seen
         if new:
-            owned = owners(self.baseline | new, new)
+            loaded = self.baseline | new
+            owned = owners(loaded, new)
             used = {name for name, files in owned.items() if files.isdisjoint(self.baseline)}
             if ipython_shell() is not None:
-                used -= shells_own(import_roots(self.baseline | new))
+                used -= shells_own(import_roots(loaded))
             self.used |= used
             self.seen |= new
 
@@ -488,7 +492,7 @@ class Reporter:
         """Send what was not sent yet; return it. Raises ValueError or OSError that say why not."""
         if self.baseline is None and newest_module() == self.newest:
             raise ValueError("nothing was loaded since the last report, or a fork")
-        if os.environ.get("DO_NOT_TRACK", "0") != "0":  # consoledonottrack.com
+        if opted_out():
             self.start_over()  # what was loaded under it is not sent later either
             raise ValueError("DO_NOT_TRACK is set")
         host, port, prefix, rate = map(setting, SETTINGS)
@@ -510,7 +514,8 @@ class Reporter:
             self.silent_until = monotonic() + 600
             raise
         finally:  # whatever became of the others, these were sent
-            for line in [line for line in lines if line not in b"\n".join(packets).split(b"\n")]:
+            left = b"\n".join(packets).split(b"\n")
+            for line in [line for line in lines if line not in left]:
                 self.sent.add(lines[line])
                 debug(f"sent {line.decode()} to {host}:{port}")
         return [*lines.values()]
@@ -719,7 +724,7 @@ def check_settings() -> "Iterator[tuple[str, str, str]]":
     if not fullmatch(rules, values.get("prefix", "")):
         known = "python_popcon.library_used or python_popcon.namespace.NAME.library_used"
         yield "warning", "mapping", f"README's rules match {known}, with no dot in NAME"
-    if os.environ.get("DO_NOT_TRACK", "0") != "0":
+    if opted_out():
         yield "warning", "opted out", "DO_NOT_TRACK is set: nothing is sent"
     ours = [*SETTINGS, "PYTHON_POPCONTEST_DEBUG", "PYTHON_POPCONTEST_PROMETHEUS_HEADER"]
     for name in os.environ:
@@ -780,7 +785,7 @@ def run(options: "Any") -> "NoReturn":
 
 def conclude_at_exit(explain: bool) -> None:
     """Let this process say at its end what it would have sent; nothing sends it."""
-    is_opted_out = os.environ.get("DO_NOT_TRACK", "0") != "0"
+    is_opted_out = opted_out()
     os.environ["DO_NOT_TRACK"] = "1"
     process, known, reporter = os.getpid(), set(sys.modules), Reporter()
     reporter.baseline = executed_files(dict(sys.modules)) | {__file__}

@@ -67,9 +67,20 @@ def readme_blocks(language: str) -> list[str]:
     return re.findall(rf"(?ms)^ *```{language}\n(.*?)^ *```$", text)
 
 
+def readme_start_up() -> str:
+    (lines,) = (block for block in readme_blocks("python") if "except" in block)
+    return lines
+
+
 def readme_mapping() -> str:
     (mapping,) = (block for block in readme_blocks("yaml") if block.startswith("mappings:"))
     return mapping
+
+
+def free_port(kind: int = socket.SOCK_STREAM) -> int:
+    with socket.socket(socket.AF_INET, kind) as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 class Server:
@@ -194,17 +205,17 @@ class Case(unittest.TestCase):
     def exporter(self, place: tuple[int, int] = (0, 0)) -> Iterator[tuple[dict[str, Any], Any]]:
         """The real statsd_exporter: the settings for it, and a function that gives its metrics.
 
-        Takes the ports for statsd and for the metrics, if it is to take another's place.
+        Takes the ports for statsd and for the metrics, if it is to take another's place; they
+        are the function's `place`.
         """
         (self.folder / "mapping.yaml").write_text(readme_mapping(), encoding="utf-8")
-        with Server() as server, socket.create_server(("127.0.0.1", 0)) as tcp:
-            settings, port = server.settings, place[1] or tcp.getsockname()[1]
-        if place[0]:
-            settings["PYTHON_POPCONTEST_STATSD_PORT"] = str(place[0])
+        statsd, port = place if place[0] else (free_port(socket.SOCK_DGRAM), free_port())
+        settings = {"PYTHON_POPCONTEST_STATSD_HOST": "127.0.0.1"}
+        settings["PYTHON_POPCONTEST_STATSD_PORT"] = str(statsd)
         url = f"http://127.0.0.1:{port}/metrics"
         options = {
             "statsd.mapping-config": self.folder / "mapping.yaml",
-            "statsd.listen-udp": f"127.0.0.1:{settings['PYTHON_POPCONTEST_STATSD_PORT']}",
+            "statsd.listen-udp": f"127.0.0.1:{statsd}",
             "statsd.listen-tcp": "",
             "statsd.read-buffer": 4194304,
             "web.listen-address": f"127.0.0.1:{port}",
@@ -218,7 +229,7 @@ class Case(unittest.TestCase):
             samples = [line.rpartition(" ") for line in lines if not line.startswith("#")]
             return {name: float(value) for name, _, value in samples}
 
-        metrics.url = url  # type: ignore[attr-defined]
+        metrics.place = statsd, port  # type: ignore[attr-defined]
         try:
             for _ in range(100):
                 with contextlib.suppress(OSError):
@@ -1277,9 +1288,8 @@ print(json.dumps({"out": out, "end": time.monotonic() - start}))
 class TestShells(Case):
     def setUp(self) -> None:
         super().setUp()
-        (startup,) = (block for block in readme_blocks("python") if "except" in block)
         self.startup = self.folder / "ipython" / "profile_default" / "startup"
-        self.write(self.startup, {"000-popcon.py": startup})
+        self.write(self.startup, {"000-popcon.py": readme_start_up()})
         self.install("alpha", "alpha.py")
         self.server = self.open(Server())
 
@@ -1643,7 +1653,6 @@ class TestRealThings(Case):
 
 ALPHA = "python_popcon.library_used.alpha:1|c"
 NOTHING = "popcon: nothing would be sent: no library was used"
-BY_HAND = "try:\n    import popcon; popcon.setup_reporter()\nexcept Exception: pass\n"
 
 
 class Lone(Case):
@@ -2118,7 +2127,7 @@ class TestInstall(Lone):
         run = dict[str, Any](capture_output=True, text=True)
         run["env"] = clean_environ(PYTHONPATH=str(self.lone))
         for python in OLD_PYTHONS:
-            for text in (BY_HAND, self.startup.read_text(), self.pth.read_text()):
+            for text in (readme_start_up(), self.startup.read_text(), self.pth.read_text()):
                 self.write(self.lone, {"sitecustomize.py": text})
                 ended = subprocess.run([python, "-c", "print(1)"], **run)
                 self.assertEqual((ended.stdout, ended.stderr), ("1\n", ""))
@@ -2127,7 +2136,7 @@ class TestInstall(Lone):
                 self.assertRegex(ended.stderr, r"\Apopcon needs Python 3.10 .*\n\Z")
 
     def test_sitecustomize_with_the_lines_by_hand_reports(self) -> None:
-        self.write(self.lone, {"sitecustomize.py": BY_HAND})
+        self.write(self.lone, {"sitecustomize.py": readme_start_up()})
         self.assertEqual(self.reported("-c", "import alpha", PYTHONPATH=str(self.lone)), ["alpha"])
         (self.lone / "popcon.py").unlink()
         self.assertEqual(self.reported("-c", "import alpha", PYTHONPATH=str(self.lone)), [])
@@ -2276,39 +2285,7 @@ class TestInstall(Lone):
 VICTORIAMETRICS = os.environ.get("POPCON_TEST_VICTORIAMETRICS", "")
 
 
-def free_port(kind: int = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 class UsageCase(Case):
-    @contextlib.contextmanager
-    def ports(self, mapping: str, ports: tuple[int, int] = (0, 0)) -> Iterator[tuple[int, int]]:
-        """The real statsd_exporter: its ports for statsd and for the metrics."""
-        (self.folder / "mapping.yaml").write_text(mapping, encoding="utf-8")
-        statsd, web = ports if ports[0] else (free_port(socket.SOCK_DGRAM), free_port())
-        process = subprocess.Popen(
-            [
-                EXPORTER,
-                f"--statsd.mapping-config={self.folder / 'mapping.yaml'}",
-                f"--statsd.listen-udp=127.0.0.1:{statsd}",
-                "--statsd.listen-tcp=",
-                f"--web.listen-address=127.0.0.1:{web}",
-            ],
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            for _ in range(100):
-                with contextlib.suppress(OSError):
-                    urllib.request.urlopen(f"http://127.0.0.1:{web}/metrics", timeout=5).close()
-                    break
-                time.sleep(0.1)
-            yield statsd, web
-        finally:
-            process.kill()
-            process.wait()
-
     @contextlib.contextmanager
     def server(self, path: str, *targets: int) -> Iterator[str]:
         """The real server, which scrapes these ports each second: its address."""
@@ -2988,9 +2965,6 @@ process_start_time_seconds{{x="y"}} {now - 3600}
     @unittest.skipUnless(EXPORTER and SERVERS, "needs POPCON_TEST_STATSD_EXPORTER and servers")
     def test_real_servers_give_exact_counts_whatever_restarts(self) -> None:
         self.install_all("before", "again", "once", "twice", "everywhere", "spaces", "never")
-        rule = '- {match: "python_popcon.%s.*", name: "python_popcon_library_used", labels: {%s}}\n'
-        mapping = "mappings:\n" + rule % ("library_used", 'library: "$1"')
-        mapping += rule % ("namespace.*.library_used", 'namespace: "$1", library: "$2"')
 
         def use(port: int, *names: str, space: str = "") -> None:
             prefix = f"python_popcon.{space and f'namespace.{space}.'}library_used"
@@ -2999,8 +2973,9 @@ process_start_time_seconds{{x="y"}} {now - 3600}
                     udp.sendto(popcon.statsd_line(name, prefix), ("127.0.0.1", port))
 
         with contextlib.ExitStack() as stack:
-            other, port = stack.enter_context(self.ports(mapping))
-            with self.ports(mapping) as first:
+            other, port = stack.enter_context(self.exporter())[1].place
+            with self.exporter() as (_, metrics):
+                first = metrics.place
                 urls = [stack.enter_context(self.server(path, first[1], port)) for path in SERVERS]
                 use(first[0], "before", "again")
                 use(first[0], "before", space="prod")
@@ -3011,7 +2986,7 @@ process_start_time_seconds{{x="y"}} {now - 3600}
                 use(first[0], "spaces", space="prod")
                 use(first[0], "spaces", "spaces", space="test")
                 self.wait_for_scrapes(*urls)
-            stack.enter_context(self.ports(mapping, first))
+            stack.enter_context(self.exporter(first))
             self.wait_for_scrapes(*urls)
             use(first[0], "twice")
             self.wait_for_scrapes(*urls)
@@ -3058,9 +3033,8 @@ process_start_time_seconds{{x="y"}} {now - 3600}
 
 class TestReadme(Case):
     def test_its_start_up_lines_report_and_are_silent_without_popcon(self) -> None:
-        (startup,) = (block for block in readme_blocks("python") if "except" in block)
         self.install("alpha", "alpha.py")
-        self.write(self.own, {"start/sitecustomize.py": startup})
+        self.write(self.own, {"start/sitecustomize.py": readme_start_up()})
         path = [str(self.own / "start"), str(self.site)]
         with Server() as server:
             for folders, expected in ([*path, str(HERE)], ["alpha"]), (path, []):
