@@ -2146,7 +2146,7 @@ class TestInstall(Lone):
         self.assertRegex(self.command("selftest"), every)
         self.library.unlink()
         self.write(self.startup.parent, {"1.py": "import popularity_contest.reporter", "2.py": ""})
-        three = r"warning +import .*(\nwarning +left over .*){3}(\nok .*){2}\nok +processes +not each"
+        three = r"warning +import .*(\nwarning +left over .*){3}(\nok .*){2}\nok +processes +not"
         self.assertRegex(self.command("selftest"), three)
 
     def test_from_python_3_18_on_a_start_file_activates(self) -> None:
