@@ -2173,6 +2173,7 @@ class TestInstall(Lone):
         self.write(self.lone, {"popcon.py": SOURCE.read_text("utf-8") + "# newer\n"})
         self.assertIn("in the way: it was installed by pip", self.refused("install"))
         self.command("install --all-processes", its)
+        self.run_in_it("import popcon")  # which leaves bytecode
         self.library.unlink()
         shutil.rmtree(info)  # as pip does
         self.assertEqual(self.reported(), [])
