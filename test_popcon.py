@@ -3013,7 +3013,7 @@ class TestReadme(Case):
         lines += [uninstall, "ls demo/lib/python*/site-packages", end, "wait", "exit $status"]
         path = f"{place / 'bare' / 'bin'}{os.pathsep}{os.environ['PATH']}"
         ended = self.run_python(
-            moved("\n".join(lines)), *"-s KILL 110 bash".split(), python="timeout", cwd=folder,
+            moved("\n".join(lines)), "-sKILL", "110", "bash", python="timeout", cwd=folder,
             arguments=["bash", *readme_blocks("promql")], PATH=path, PYTHONPATH="", COLUMNS="80",
             PYTHON_POPCONTEST_STATSD_PORT=ports["9125"], NO_PROXY="*",
         )  # fmt: skip
