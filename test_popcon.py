@@ -910,7 +910,7 @@ class TestSilence(Libraries):
         source = "import os; os.write(1, b'executed')\n"
         source += "import popcon; popcon.setup_reporter(); import alpha"
         shadows = """csv email random socket bisect _bisect _socket json re enum selectors string
-            operator sre_compile functools collections typing types copyreg _csv _json struct zipfile"""
+        operator sre_compile functools collections typing types copyreg _csv _json struct zipfile"""
         self.write(self.own, {f"{name}.py": source for name in shadows.split()})
         self.assertEqual(self.sent("import alpha"), (["alpha"], "", "", 0))
         for script in ("csv.py", "random.py"):
