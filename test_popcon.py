@@ -1034,10 +1034,9 @@ class TestForks(Libraries):
     def test_no_fork_warning_is_caused(self) -> None:
         code = """
             import popcon, os, sys; popcon.setup_reporter()
-            import alpha
-            for host in ("localhost", "statsd.example"):
+            for library, host in [("alpha", "localhost"), ("beta", "statsd.example")]:
                 os.environ["PYTHON_POPCONTEST_STATSD_HOST"] = host
-                popcon.report()
+                __import__(library); popcon.report()
                 os.fork() or sys.exit(0)
                 assert os.wait()[1] == 0
             """
