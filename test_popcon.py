@@ -687,547 +687,427 @@ class TestArchives(Case):
 
 # ---- libraries -> statsd lines -> datagrams -> socket ---------------------------------
 
+HOST, DEBUG = "PYTHON_POPCONTEST_STATSD_HOST", {"PYTHON_POPCONTEST_DEBUG": "1"}
 
-class TestSending(Case):
+
+class Libraries(Case):
     def setUp(self) -> None:
         super().setUp()
-        self.install("alpha", "alpha.py")
-        self.install("beta", "beta.py")
+        for name in ("alpha", "beta", "gamma"):
+            self.install(name, f"{name}.py")
 
+    def script(self, code: str, *flags: str, **options: Any) -> tuple[list[str], str, str, int]:
+        """As sent(), of a script that sets popcon up by itself."""
+        self.write(self.own, {"program.py": textwrap.dedent(code)})
+        return self.sent("program.py", *flags, **options)
+
+
+class TestSending(Libraries):
     def test_the_very_bytes(self) -> None:
-        with Server() as server:
-            self.run_python("import popcon; popcon.setup_reporter(); import beta, alpha", **server.settings)
-            self.assertEqual(server.received(), [f"{PREFIX}alpha:1|c\n{PREFIX}beta:1|c".encode()])
+        code = "import popcon; popcon.setup_reporter(); import beta, alpha"
+        for address in ("127.0.0.1", "::1"):
+            no_ipv6 = contextlib.suppress(*([OSError] if ":" in address else []))
+            with self.subTest(address=address), no_ipv6, Server(address) as server:
+                self.run_python(code, **server.settings)
+                datagram = f"{PREFIX}alpha:1|c\n{PREFIX}beta:1|c".encode()
+                self.assertEqual(server.received(), [datagram])
         self.assertEqual(popcon.statsd_line("x", "p", "1.0"), b"p.x:1|c")
         self.assertEqual(popcon.statsd_line("x", "p", "0.10"), b"p.x:1|c|@0.10")
 
-    def test_over_ipv6_and_by_name(self) -> None:
-        code = "import popcon; popcon.setup_reporter(); import alpha"
-        with Server() as server:
-            self.run_python(code, **server.settings | {"PYTHON_POPCONTEST_STATSD_HOST": "localhost"})
-            self.assertEqual(len(server.received()), 1)
-        with contextlib.suppress(OSError), Server("::1") as server:  # where there is IPv6
-            self.run_python(code, **server.settings)
-            self.assertEqual(len(server.received()), 1)
+    def test_ipv4_comes_first(self) -> None:
+        code = "import alpha, _socket; found = _socket.getaddrinfo\n"
+        code += "other = _socket.AF_INET6, 0, 0, '', ('::1', 9)  # takes what nobody reads\n"
+        code += "_socket.getaddrinfo = lambda *arguments: [other, *found(*arguments)]"
+        self.assertEqual(self.sent(code)[0], ["alpha"])
 
     def test_datagrams_are_full_but_never_over_1232_bytes(self) -> None:
-        lines = [popcon.statsd_line(f"library-{n}", "p" * (n % 50 + 1)) for n in range(500)]
-        packed = popcon.datagrams(lines)
-        self.assertEqual(b"\n".join(packed).split(b"\n"), lines)
-        self.assertLessEqual(max(map(len, packed)), 1232)
-        for datagram, following in zip(packed, packed[1:]):
-            self.assertGreater(len(datagram) + 1 + len(following.partition(b"\n")[0]), 1232)
-        longest = popcon.statsd_line(popcon.normalized("x" * 200), "p" * 1000, "0.12345678901234567")
-        self.assertLessEqual(len(longest), 1232)
-        for number in range(300):
-            self.install(f"library-{number}", f"library_{number}.py")
-        names = self.sent("for n in range(300): __import__(f'library_{n}')")[0]
-        self.assertEqual(names, sorted(f"library-{number}" for number in range(300)))
+        for sizes, full in [([9, 1222], [1232]), ([9, 1223], [9, 1223]), ([9] * 200, [1229, 769])]:
+            lines = [bytes([65 + number % 26]) * size for number, size in enumerate(sizes)]
+            datagrams = popcon.datagrams(lines)
+            self.assertEqual([*map(len, datagrams)], full)
+            self.assertEqual(b"\n".join(datagrams).split(b"\n"), lines)
+        name, rate = popcon.normalized("x" * 200), "0.12345678901234567"
+        self.assertLessEqual(len(popcon.statsd_line(name, "p" * 1000, rate)), 1232)
 
     def test_each_library_once_per_process_whatever_is_set_up_again(self) -> None:
-        code = """
+        start = f"import site; site.addsitedir({str(self.site)!r})"
+        setup = "import popcon\npopcon.setup_reporter()\n"
+        self.write(self.site, {"popcon.pth": setup.replace("\n", ";")})
+        self.write(self.own, {"app.py": setup + "import alpha, beta\n"})
+        by_hand = """
             import alpha; print(popcon.report(), popcon.report())
-            popcon.setup_reporter()
-            import beta; popcon.setup_reporter(); print(popcon.report())
-            import threading
-            threading.Thread(target=popcon.setup_reporter).start(); print(sorted(popcon.used_libraries()))
+            popcon.setup_reporter(); import beta; popcon.setup_reporter(); print(popcon.report())
+            import threading; threading.Thread(target=popcon.setup_reporter).start()
+            print(sorted(popcon.used_libraries()))
             """
-        printed = "['alpha'] []\n['beta']\n['alpha', 'beta']\n"
-        self.assertEqual(self.sent(code), (["alpha", "beta"], printed, "", 0))
+        for code, printed in [
+            (by_hand, "['alpha'] []\n['beta']\n['alpha', 'beta']\n"),
+            (f"{start}; import alpha; site.main(); {start}; import beta", ""),
+            ("import runpy; runpy.run_path('app.py'); runpy.run_path('app.py')", ""),
+        ]:
+            with self.subTest(code=code):
+                self.assertEqual(self.sent(code), (["alpha", "beta"], printed, "", 0))
 
-    def test_start_up_files_and_scripts_that_run_again_lose_nothing(self) -> None:
-        self.write(self.site, {"popcon.pth": "import popcon; popcon.setup_reporter()\n"})
-        self.write(self.own, {"app.py": "import popcon\npopcon.setup_reporter()\nimport alpha, beta\n"})
-        path = f"import site; site.addsitedir({str(self.site)!r})"
-        for code in (
-            f"{path}; import alpha; site.main(); {path}; import beta",
-            "import runpy; runpy.run_path('app.py'); runpy.run_path('app.py')",
-        ):
-            with self.subTest(code=code), Server() as server:
-                self.run_python(code, **server.settings)
-                self.assertEqual(server.names(), ["alpha", "beta"])
-
-    def test_without_a_setup_all_that_is_loaded_counts_and_a_setup_afterwards_doubles_nothing(self) -> None:
+    def test_without_a_setup_all_that_is_loaded_counts_and_a_setup_doubles_nothing(self) -> None:
         code = "import alpha, popcon; print(popcon.report()); popcon.setup_reporter(); import beta"
-        with Server() as server:
-            self.assertIn("alpha", self.run_python(code, **server.settings).stdout)
-            names = server.names()
+        names, out, _, _ = self.script(code)
+        self.assertIn("alpha", out)
         self.assertEqual([names.count("alpha"), names.count("beta")], [1, 1])
 
     def test_the_sample_rate_draws_processes_and_is_told_to_the_server(self) -> None:
-        code = """
-            import popcon
-            def sends():
-                reporter = popcon.Reporter()
-                reporter.update, reporter.used = lambda: None, {"alpha"}
-                try: return bool(reporter.report())
-                except ValueError: return False
-            print(sum(sends() for _ in range(1000)))
-            reporter = popcon.Reporter(); reporter.draw = 0.5
-            try: reporter.report()
-            except ValueError as error: print(error)
-            """
+        draws = [popcon.Reporter().draw for _ in range(1000)]
+        self.assertTrue(400 < sum(draw < 0.5 for draw in draws) < 600)
+        code = "import popcon; popcon.setup_reporter(); import alpha; popcon._reporter.draw = 0.5\n"
+        code += "popcon.report(); popcon._reporter.draw = 0.49"
+        rate: dict[str, Any] = {"PYTHON_POPCONTEST_STATSD_SAMPLE_RATE": "0.5"} | DEBUG
         with Server() as server:
-            rate = {"PYTHON_POPCONTEST_STATSD_SAMPLE_RATE": "0.5"}
-            drawn, said = self.run_python(code, **server.settings | rate).stdout.splitlines()
-            self.assertTrue(400 < int(drawn) < 600, drawn)
-            self.assertEqual(said, "this process is not in the sample of 0.5")
-            self.assertEqual(set(server.received()), {f"{PREFIX}alpha:1|c|@0.5".encode()})
+            said = self.run_python(code, **server.settings, **rate).stderr
+            self.assertEqual(server.received(), [f"{PREFIX}alpha:1|c|@0.5".encode()])
+        self.assertRegex(said, r"\A.* is not in the sample of 0.5\npopcon: sent .*\n\Z")
 
     def test_nothing_is_sent_without_a_host_or_under_do_not_track_and_debug_says_why(self) -> None:
-        for settings, reason in [
-            ({"PYTHON_POPCONTEST_STATSD_HOST": ""}, "PYTHON_POPCONTEST_STATSD_HOST is not set"),
-            ({"DO_NOT_TRACK": "1"}, "DO_NOT_TRACK is set"),
-            ({"DO_NOT_TRACK": ""}, "DO_NOT_TRACK is set"),
-            ({"PYTHON_POPCONTEST_STATSD_PREFIX": "a b"}, "PYTHON_POPCONTEST_STATSD_PREFIX='a b': must be"),
-            ({"PYTHON_POPCONTEST_STATSD_HOST": "nowhere.invalid"}, ""),
+        prefix = "PYTHON_POPCONTEST_STATSD_PREFIX"
+        for settings, names, said in [
+            ({HOST: ""}, [], f"nothing sent: {HOST} is not set"),
+            ({HOST: "nowhere.invalid"}, [], "nothing sent: .*"),
+            ({"DO_NOT_TRACK": "1"}, [], "nothing sent: DO_NOT_TRACK is set"),
+            ({"DO_NOT_TRACK": ""}, [], "nothing sent: DO_NOT_TRACK is set"),
+            ({"DO_NOT_TRACK": "0"}, ["alpha"], rf"sent {PREFIX}alpha:1\|c to 127.0.0.1:\d+"),
+            ({prefix: "a b"}, [], f"nothing sent: {prefix}='a b': must be .*"),
         ]:
             with self.subTest(settings=settings):
-                self.assertEqual(self.sent("import alpha", **settings), ([], "", "", 0))
-                names, out, err, _ = self.sent("import alpha", PYTHON_POPCONTEST_DEBUG="1", **settings)
-                self.assertEqual((names, out, len(err.splitlines())), ([], "", 1))
-                self.assertIn(f"popcon: nothing sent: {reason}", err)
-        names, _, err, _ = self.sent("import alpha", PYTHON_POPCONTEST_DEBUG="1", DO_NOT_TRACK="0")
-        self.assertRegex(err, r"^popcon: sent python_popcon\.library_used\.alpha:1\|c to 127\.0\.0\.1:\d+\n$")
-        self.assertEqual(names, ["alpha"])
-        err = self.sent("", PYTHON_POPCONTEST_DEBUG="1")[2]
-        self.assertEqual(err, "popcon: nothing sent: no library was used\n")
+                self.assertEqual(self.sent("import alpha", **settings), (names, "", "", 0))
+                *sent, err, _ = self.sent("import alpha", **DEBUG, **settings)
+                self.assertEqual(sent, [names, ""])
+                self.assertRegex(err, rf"\Apopcon: {said}\n\Z")
+        self.assertEqual(self.sent("", **DEBUG)[2], "popcon: nothing sent: no library was used\n")
 
     def test_what_was_loaded_under_do_not_track_is_not_sent_later(self) -> None:
-        self.install("gamma", "gamma.py")
         code = """
-            import os, alpha
-            popcon.report()
+            import os, alpha; popcon.report()
             os.environ["DO_NOT_TRACK"] = "1"
-            import beta
-            assert popcon.report() == []
-            del os.environ["DO_NOT_TRACK"]
-            import gamma
+            import beta; assert popcon.report() == []
+            del os.environ["DO_NOT_TRACK"]; import gamma
             """
         self.assertEqual(self.sent(code)[0], ["alpha", "gamma"])
 
     def test_a_wrong_setting_is_refused_with_what_is_right(self) -> None:
-        for name, (right, wrong) in {
-            "HOST": (
-                ["", "a", "a.b.", "10.0.0.3", "::1", "fe80::1%eth0", "my_host-1"],
-                ["a b", "http://x", "statsd:9125", "x\ny", "ü", "a..b", ".", ".a", "a" * 64 + ".b"],
-            ),
-            "PORT": (["", "1", "65535"], ["0", "65536", "-1", "1.5", "x", "١", "9" * 5000, " 1"]),
-            "PREFIX": (
-                ["", "a", "a.b_c-d"],
-                ["a b", "a:b", "a|c", "a\nb", "é", "a..b", ".a", "a.", "a/b", "x" * 1001, "x" * 2000],
-            ),
-            "SAMPLE_RATE": (
-                ["", "1", "1.0", "0.1", ".5"],
-                ["0", "1.1", "-1", "x", "nan", "1e-3", "0,5", ".", "1.2.3", "0." + "1" * 30],
-            ),
-        }.items():
+        for name, right, wrong in [
+            ("HOST", ["", "a", "a.b.", "10.0.0.3", "::1", "fe80::1%eth0", "my_host-1"],
+             ["a b", "http://x", "statsd:9125", "x\ny", "ü", "a..b", ".", ".a", "a/b", "a" * 64]),
+            ("PORT", ["", "1", "65535"], ["0", "65536", "-1", "1.5", "x", "١", "9" * 5000, " 1"]),
+            ("PREFIX", ["", "a", "a.b_c-d"],
+             ["a b", "a:b", "a|c", "a\nb", "é", "a..b", ".a", "a.", "a/b", "x" * 1001]),
+            ("SAMPLE_RATE", ["", "1", "1.0", "0.1", ".5"],
+             ["0", "1.1", "-1", "x", "nan", "1e-3", "0,5", ".", "1.2.3", "0." + "1" * 30]),
+        ]:  # fmt: skip
             setting = f"PYTHON_POPCONTEST_STATSD_{name}"
-            for value in right + wrong:
-                with self.subTest(name=name, value=value[:9]), mock.patch.dict(os.environ, {setting: value}):
-                    if value in right:
-                        self.assertEqual(popcon.setting(setting), value or popcon.SETTINGS[setting][0])
-                    else:
-                        with self.assertRaisesRegex(ValueError, f"(?s)^{setting}=.*: must be "):
-                            popcon.setting(setting)
+            for value in right:
+                with mock.patch.dict(os.environ, {setting: value}):
+                    self.assertEqual(popcon.setting(setting), value or popcon.SETTINGS[setting][0])
+            for value in wrong:
+                refused = self.assertRaisesRegex(ValueError, f"(?s)^{setting}=.*: must be ")
+                environ = mock.patch.dict(os.environ, {setting: value})
+                with self.subTest(name=name, value=value[:9]), environ, refused:
+                    popcon.setting(setting)
 
     def test_what_could_not_be_sent_is_sent_the_next_time_and_nothing_twice(self) -> None:
         for number in range(60):  # two datagrams
             self.install(f"library-{number}", f"library_{number}.py")
         code = """
-            import _socket, sys
+            import _socket, threading
             for n in range(60): __import__(f"library_{n}")
             class Failing(_socket.socket):
-                failure = OSError("gone")
+                failure, sent = OSError("gone"), 0
                 def sendto(self, packet, address):
                     if Failing.failure and Failing.sent: raise Failing.failure
                     Failing.sent += 1
                     return super().sendto(packet, address)
-            Failing.sent = 0
-            _socket.socket = Failing
-            print(popcon.report())
+            _socket.socket = Failing; print(popcon.report())
             Failing.failure = SystemExit("the thread dies")
-            import threading
             thread = threading.Thread(target=popcon.report); thread.start(); thread.join()
             Failing.failure = None
             """
-        names, out, err, status = self.sent(code)
-        self.assertEqual((out, err, status), ("[]\n", "", 0))
-        self.assertEqual(names, sorted(f"library-{number}" for number in range(60)))
+        names = sorted(f"library-{number}" for number in range(60))
+        self.assertEqual(self.sent(code), (names, "[]\n", "", 0))
 
     def test_a_silent_name_server_delays_the_exit_by_a_second_at_most(self) -> None:
         with Server() as name_server:
-            code = """
-                import popcon, _socket, sys, time; popcon.setup_reporter(); import alpha
-                resolve = _socket.getaddrinfo
-                def silent(host, *arguments):
-                    if host == b"statsd.example": time.sleep(30)
-                    return resolve(host, *arguments)
-                _socket.getaddrinfo = silent
-                """
-            code = textwrap.dedent(code) + name_server.silences() + "popcon.report(); popcon.report()"
-            settings: dict[str, Any] = {"PYTHON_POPCONTEST_STATSD_HOST": "statsd.example"}
-            settings["PYTHON_POPCONTEST_DEBUG"] = "1"
+            code = "import alpha, _socket; _socket.getaddrinfo = print  # never called\n"
+            code += name_server.silences() + "popcon.report(); popcon.report()"
             start = time.monotonic()
-            result = self.run_python(code, **settings)
-            self.assertLess(time.monotonic() - start, 10)
-            silent = "popcon: nothing sent: statsd.example: the name server is silent for 1 s"
-            waits = "popcon: nothing sent: the name server was silent a while ago"
-            self.assertEqual(result.stderr.splitlines(), [silent, waits, silent])  # at exit anew
+            ended = self.sent(code, **DEBUG, **{HOST: "statsd.example"})
+            self.assertLess(time.monotonic() - start, 30)
+        silent = "popcon: nothing sent: statsd.example: the name server is silent for 1 s\n"
+        waits = "popcon: nothing sent: the name server was silent a while ago\n"
+        self.assertEqual(ended, ([], "", silent + waits + silent, 0))  # at exit anew
 
     def test_the_name_server_is_asked_for_all_that_the_look_up_asks(self) -> None:
         files = {"/etc/resolv.conf": b"# x\nsearch a.b c\nnameserver 127.0.0.1\nnameserver ::1\n"}
+        questions = [b"\6statsd\3mon" + end + b"\0\0\1\0\1" for end in (b"", b"\1a\1b", b"\1c")]
         none, one = b"pc\x81\x80\0\1\0\0\0\0\0\0", b"pc\x81\x80\0\1\0\1\0\0\0\0"
-        for answers, is_silent in [([], True), ([none], True), ([one], False), ([none] * 3, False)]:
-            with (
-                self.subTest(answers=answers),
-                Server() as asked,
-                mock.patch.multiple(
-                    popcon, PATIENCE=0.1, NAME_SERVER_PORT=asked.port, read=lambda path: files.get(path, b"")
-                ),
-                ThreadPoolExecutor(1) as pool,
-            ):
+        asked = self.open(Server())
+        asked.socket.settimeout(30)
+        self.open(mock.patch.multiple(popcon, NAME_SERVER_PORT=asked.port, read=files.get))
+        for answers, patience in [([], 0.1), ([none], 0.1), ([one], 30), ([none] * 3, 30)]:
+            patch = mock.patch.object(popcon, "PATIENCE", patience)
+            with self.subTest(answers=answers), patch, ThreadPoolExecutor(1) as pool:
                 future = pool.submit(popcon.await_name_server, "statsd.mon.")
-                asked.socket.settimeout(5)
-                queries = [asked.socket.recvfrom(512) for _ in range(3)]
+                queries = [asked.socket.recvfrom(512) for _ in questions]
                 for answer in answers:
                     asked.socket.sendto(answer, queries[0][1])
-                self.assertEqual(isinstance(future.exception(), TimeoutError), is_silent)
-                labels = [b"", b"\1a\1b", b"\1c"]
-                expected = [b"\6statsd\3mon" + label + b"\0\0\1\0\1" for label in labels]
-                self.assertEqual([query[12:] for query, _ in queries], expected)
-        with mock.patch.multiple(popcon, NAME_SERVER_PORT=asked.port, read=lambda path: files.get(path, b"")):
-            popcon.await_name_server("statsd.mon")  # it is refused: nothing to wait for
+                self.assertEqual(isinstance(future.exception(), TimeoutError), patience < 1)
+                self.assertEqual([query[12:] for query, _ in queries], questions)
+        asked.socket.close()
+        popcon.await_name_server("statsd.mon")  # it is refused: nothing to wait for
 
 
 # ---- the reporter -------------------------------------------------------------------
 
 
-class TestSilence(Case):
-    def test_setup_imports_nothing(self) -> None:
-        code = """
+class TestSilence(Libraries):
+    def test_setup_imports_nothing_and_works_isolated_and_without_site(self) -> None:
+        code = f"""
             import sys, os  # which site, and so every interpreter but those run with -S, has loaded
-            before = set(sys.modules)
-            import popcon
-            popcon.setup_reporter()
-            print(*(set(sys.modules) - before - {"popcon", *sys.builtin_module_names}))
+            sys.path[:0] = {[str(self.site), str(HERE)]}
+            before = {{"popcon", *sys.modules, *sys.builtin_module_names}}
+            import popcon; popcon.setup_reporter()
+            print(*set(sys.modules) - before)
+            import alpha
             """
-        for flags in ([], ["-S"], ["-W", "error"]):
-            self.assertEqual(self.run_python(code, *flags).stdout, "\n")
+        # -I and -E keep Python from its own variables, not ours from us.
+        for flags in ("", "-I", "-S", "-E", "-W error", "-I -S -W error -X dev -bb"):
+            with self.subTest(flags=flags):
+                self.assertEqual(self.script(code, *flags.split()), (["alpha"], "\n", "", 0))
 
-    WATCH = """
-        import os, sys
-        events = ("open", "os.listdir", "os.scandir", "import", "socket.__new__", "subprocess.Popen",
-                  "os.fork", "socket.getaddrinfo", "os.mkdir", "os.remove", "os.rename", "os.exec",
-                  "os.posix_spawn", "os.system", "socket.connect", "socket.sendto", "exec", "compile")
-        def hook(event, arguments):
-            if event in events:
-                shown = [part for part in arguments if type(part) in (str, bytes, int, tuple)]
-                os.write(2, f"{event} {shown}\\n".encode())
-        sys.addaudithook(hook)
-        """
-
-    def test_a_process_that_used_no_library_reads_nothing_and_opens_no_socket(self) -> None:
-        self.write(self.own, {"mine.py": ""})
-        for code in ("import json, csv", "import sys; sys.path.insert(0, ''); import mine"):
-            self.assertEqual(self.sent(code + textwrap.dedent(self.WATCH)), ([], "", "", 0))
-
-    def test_what_is_read_and_opened_is_what_readme_says(self) -> None:
-        for name in ("alpha", "beta"):
-            self.install(name, f"{name}.py")
+    def test_what_is_read_and_opened_is_what_readme_says_and_else_nothing(self) -> None:
         self.install("bare", "bare.py", record=None)
-        self.write(self.own, {"mine.py": "", "data.csv": ""})
-        code = "import popcon, sys; sys.path.insert(0, ''); popcon.setup_reporter(); import alpha, mine, re, time\n"
-        code += "import _socket, importlib.metadata\n" + textwrap.dedent(self.WATCH)
-        for host, allowed in (("127.0.0.1", ""), ("localhost", "|/etc/(hosts|resolv.conf)")):
-            with self.subTest(host=host), Server() as server:
-                settings = server.settings | {"PYTHON_POPCONTEST_STATSD_HOST": host}
-                ended = self.run_python(code, **settings)
-                self.assertEqual(server.names(), ["alpha"])
-                events = ended.stderr.splitlines()
-                opened = [event for event in events if event.startswith("open ")]
-                metadata = r"(RECORD|METADATA|PKG-INFO|direct_url\.json|top_level\.txt)"
-                folder = re.escape(str(self.site))
-                for event in opened:  # read only: flags without O_WRONLY, O_RDWR, O_CREAT
-                    self.assertRegex(event, rf"^open \['({folder}/[\w.-]+-info/{metadata}{allowed})', \d+\]$")
-                    self.assertEqual(int(event[:-1].split()[-1]) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT), 0)
-                others = [event.split()[0] for event in events if event not in opened]
-                expected = ["socket.getaddrinfo", "socket.__new__", "socket.sendto"]
-                self.assertEqual(others, expected)  # nothing listed, started, written
+        self.write(self.own, {"mine.py": ""})
+        watch = textwrap.dedent("""
+            import os, sys
+            events = "open", "os.", "import", "socket.", "subprocess.", "exec", "compile"
+            def hook(event, arguments):
+                if event.startswith(events):
+                    shown = [part for part in arguments if type(part) in (str, bytes, int, tuple)]
+                    os.write(2, f"{event} {shown}\\n".encode())
+            sys.addaudithook(hook)
+            """)
+        self.assertEqual(self.sent("import mine, json, csv" + watch), ([], "", "", 0))
+        code = "import alpha, mine, re, time, _socket, importlib.metadata" + watch
+        metadata = r"(RECORD|METADATA|PKG-INFO|direct_url\.json|top_level\.txt)"
+        paths = rf"{re.escape(str(self.site))}/[\w.-]+-info/{metadata}"
+        sends = r"socket.getaddrinfo .*\nsocket.__new__ .*\nsocket.sendto .*\n"
+        for host, more in [("127.0.0.1", ""), ("localhost", "|/etc/(hosts|resolv.conf)")]:
+            names, _, err, _ = self.sent(code, **{HOST: host})
+            self.assertEqual(names, ["alpha"])
+            opens = rf"(open \['({paths}{more})', \d+\]\n)+"
+            self.assertRegex(err, rf"\A{opens}{sends}\Z")  # nothing listed, started, written
+            for flags in re.findall(r"(?m)^open .* (\d+)\]$", err):
+                self.assertEqual(int(flags) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT), 0)
 
     def test_a_persons_own_modules_are_never_run_by_us(self) -> None:
-        self.install("alpha", "alpha.py")
         self.install("quoted", record='"quoted.py",,\n')
-        shadows = "csv email random socket bisect _bisect _socket json re enum selectors string operator"
-        shadows += " sre_compile functools collections typing types copyreg _csv _json struct zipfile"
-        source = "import os; os.write(1, b'executed'); import popcon; popcon.setup_reporter(); import alpha"
+        source = "import os; os.write(1, b'executed')\n"
+        source += "import popcon; popcon.setup_reporter(); import alpha"
+        shadows = """csv email random socket bisect _bisect _socket json re enum selectors string
+        operator sre_compile functools collections typing types copyreg _csv _json struct zipfile"""
         self.write(self.own, {f"{name}.py": source for name in shadows.split()})
-        code = f"import sys; sys.path.insert(0, {str(self.own)!r}); import alpha"
-        self.assertEqual(self.sent(code), (["alpha"], "", "", 0))
+        self.assertEqual(self.sent("import alpha"), (["alpha"], "", "", 0))
         for script in ("csv.py", "random.py"):
             self.assertEqual(self.sent(script), (["alpha"], "executed", "", 0))
         # One that is loaded is not the standard library's, and not used, even if ours fail with it.
         failing = "def reader(*a): raise SystemExit('executed')\ncompile = escape = reader\n"
         for name in ("csv", "_csv", "re", "enum", "functools", "copyreg"):
             with self.subTest(name=name):
-                self.write(self.own, {"fresh/" + name + ".py": failing})
-                code = f"import sys; sys.path.insert(0, {str(self.own / 'fresh')!r}); import {name}, alpha"
-                self.assertEqual(self.sent(code), (["alpha"], "", "", 0))
-                shutil.rmtree(self.own / "fresh")
+                self.write(self.folder / name, {f"{name}.py": failing})
+                ended = self.sent(f"import {name}, alpha", cwd=self.folder / name)
+                self.assertEqual(ended, (["alpha"], "", "", 0))
 
     def test_nothing_changes_the_process(self) -> None:
-        self.install("alpha", "alpha.py")
-        hook = "import signal, sys\nsys.addaudithook(lambda event, a: event == 'open' and {})"
+        hook = "import signal; sys.addaudithook(lambda event, _: event.startswith({!r}) and {})"
         thread = """
-            import sys, threading, types
+            import itertools, threading, types
             def change():
-                number = 0
-                while True:
-                    number += 1
+                for number in itertools.count():
                     sys.modules[f"m{number % 999}"] = types.ModuleType("m")
                     sys.modules.pop(f"m{(number + 500) % 999}", None)
             threading.Thread(target=change, daemon=True).start()
             """
-        everything, nothing, anything = ["alpha"], list[str](), None
-        for what, code, flags, status, expected in [
-            ("warnings are errors", "", ["-W", "error", "-bb", "-X", "dev"], 0, everything),
-            ("optimised", "", ["-OO", "-s"], 0, everything),
-            ("an exit status", "raise SystemExit(7)", [], 7, everything),
-            ("no stderr", "import sys; sys.stderr = sys.stdout = None", [], 0, everything),
-            ("closed streams", "import os; os.close(0); os.close(1); os.close(2)", [], 0, everything),
-            ("no folder", "import os; os.mkdir('x'); os.chdir('x'); os.rmdir('../x')", [], 0, everything),
-            ("no sys.path", "import sys; del sys.path[:]", [], 0, everything),
-            ("no sys.modules", "import sys; sys.modules.clear()", [], 0, nothing),
-            ("no meta_path", "import sys; del sys.meta_path[:]", [], 0, anything),
-            ("no environment", "import os; os.environ.clear()", [], 0, nothing),
-            ("no descriptors", "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (3, 3))", [], 0, nothing),
-            ("no threads", "import _thread; _thread.start_new_thread = None", [], 0, everything),
-            ("gone", "import sys; sys.modules['random'] = sys.modules['re'] = None", [], 0, anything),
-            ("a thread that imports", textwrap.dedent(thread), [], 0, everything),
-            ("Ctrl-C", hook.format("signal.raise_signal(signal.SIGINT)"), [], 0, anything),
-            ("an excepthook", "import sys; sys.excepthook = sys.unraisablehook = 5", [], 0, everything),
-            ("a strange stream", "import sys; sys.stderr = 5", [], 120, everything),
-            ("another folder", "import os; os.chdir('/')", [], 0, everything),
-            ("no clock", "import time; del time.monotonic", [], 0, nothing),
-            ("no sockets", hook.replace("event == 'open'", "event[:6] == 'socket'").format("1 / 0"), [], 0, nothing),
+        statuses = {"an exit status": 7, "a traceback": 1, "a strange stream": 120}
+        for what, expected, code, *flags in [
+            ("warnings are errors", "alpha", "", "-W", "error", "-bb", "-X", "dev"),
+            ("optimised", "alpha", "", "-OO", "-s"),
+            ("an exit status", "alpha", "raise SystemExit(7)"),
+            ("a traceback", "alpha", "raise ValueError('mine')"),
+            ("no stderr", "alpha", "sys.stderr = sys.stdout = None"),
+            ("closed streams", "alpha", "os.close(0); os.close(1); os.close(2)"),
+            ("no folder", "alpha", "os.mkdir('x'); os.chdir('x'); os.rmdir('../x')"),
+            ("no sys.path", "alpha", "del sys.path[:]"),
+            ("no sys.modules", "", "sys.modules.clear()"),
+            ("no meta_path", "anything", "del sys.meta_path[:]"),
+            ("no environment", "", "os.environ.clear()"),
+            ("no descriptors", "", "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (3, 3))"),
+            ("no threads", "alpha", "import _thread; _thread.start_new_thread = None"),
+            ("gone", "anything", "sys.modules['random'] = sys.modules['re'] = None"),
+            ("a thread that imports", "alpha", textwrap.dedent(thread)),
+            ("Ctrl-C", "anything", hook.format("open", "signal.raise_signal(signal.SIGINT)")),
+            ("an excepthook", "alpha", "sys.excepthook = sys.unraisablehook = 5"),
+            ("a strange stream", "alpha", "sys.stderr = 5"),
+            ("another folder", "alpha", "os.chdir('/')"),
+            ("no clock", "", "import time; del time.monotonic"),
+            ("no sockets", "", hook.format("socket", "1 / 0")),
         ]:
             with self.subTest(what=what):
-                names, out, err, ended = self.sent("import alpha\n" + code, *flags)
-                without = self.run_python("import alpha\n" + code, *flags)
-                self.assertEqual((ended, out, err), (without.returncode, "", without.stderr))
-                self.assertEqual(ended, status)
-                if expected is not None:
-                    self.assertEqual(names, expected)
+                code = f"import alpha, os, sys\n{code}"
+                names, *ended = self.sent(code, *flags)
+                without = self.run_python("\n" + code, *flags)  # so that lines have one number
+                self.assertEqual(ended, ["", without.stderr, without.returncode])
+                self.assertEqual(without.returncode, statuses.get(what, 0))
+                if expected != "anything":
+                    self.assertEqual(names, expected.split())
 
-    def test_isolated_and_without_site(self) -> None:
-        self.install("alpha", "alpha.py")
-        code = f"import sys; sys.path[:0] = {[str(self.site), str(HERE)]!r}; import popcon; popcon.setup_reporter(); import alpha"
-        for flags in (["-I"], ["-S"], ["-E"], ["-I", "-S", "-W", "error", "-X", "dev", "-bb"]):
-            with self.subTest(flags=flags), Server() as server:
-                # -I and -E keep Python from its own variables, not ours from us.
-                result = self.run_python(code, *flags, **server.settings)
-                self.assertEqual((result.returncode, result.stdout, result.stderr), (0, "", ""))
-                self.assertEqual(server.names(), ["alpha"])
-
-    def test_a_traceback_stays_as_it_is(self) -> None:
-        self.install("alpha", "alpha.py")
-        names, _, err, status = self.sent("import alpha\nraise ValueError('mine')")
-        without = self.run_python("\nimport alpha\nraise ValueError('mine')")
-        self.assertEqual((names, status, err), (["alpha"], without.returncode, without.stderr))
-
-    def test_no_debugger_and_no_profiler_sees_popcon_at_exit_and_both_go_on_afterwards(self) -> None:
-        self.install("alpha", "alpha.py")
+    def test_no_debugger_and_no_profiler_sees_popcon_and_both_go_on_afterwards(self) -> None:
         code = """
             import atexit, sys
-            atexit.register(lambda: print("before", sys.gettrace() is trace, sys.getprofile() is trace))
-            import popcon; popcon.setup_reporter(); import alpha
             seen = set()
             def trace(frame, event, argument):
-                seen.add(frame.f_code.co_filename)
+                seen.add(frame.f_code.co_filename.rpartition("/")[2])
                 return trace
-            atexit.register(lambda: None)
-            def tell():
+            @atexit.register
+            def tell():  # after the report
+                print(sys.gettrace() is trace, sys.getprofile() is trace, "popcon.py" in seen)
                 sys.settrace(None); sys.setprofile(None)
-                print(any(name.endswith("popcon.py") for name in seen), len(seen) > 0)
+            import popcon; popcon.setup_reporter(); import alpha
+            sys.settrace(trace); sys.setprofile(trace)
             """
-        tell = "\nsys.settrace(trace); sys.setprofile(trace)"
-        first = "import atexit\natexit.register(lambda: tell())\n"  # which runs last
-        with Server() as server:
-            ended = self.run_python(first + textwrap.dedent(code) + tell, **server.settings)
-            self.assertEqual(server.names(), ["alpha"])
-        self.assertEqual((ended.stdout, ended.stderr), ("before True True\nFalse True\n", ""))
+        self.assertEqual(self.script(code), (["alpha"], "True True False\n", "", 0))
 
     def test_the_exit_takes_less_than_four_megabytes(self) -> None:
         for number in range(400):
             lines = (f"library_{number}/module_{n}.py,sha256={'x' * 43},123\n" for n in range(200))
             self.install(f"library-{number}", record="".join(lines))
-        self.install("alpha", "alpha.py")
         code = """
             import popcon, tracemalloc; popcon.setup_reporter(); import alpha
             import re, csv, json  # the process's own
             tracemalloc.start(); popcon.report(); print(tracemalloc.get_traced_memory()[1])
             """
-        settings: dict[str, Any] = {"PYTHON_POPCONTEST_STATSD_HOST": "127.0.0.1"}
-        settings["PYTHON_POPCONTEST_STATSD_PORT"] = "9"
-        self.assertLess(int(self.run_python(code, **settings).stdout), 4_000_000)
+        self.assertLess(int(self.script(code)[1]), 4_000_000)
 
     def test_an_older_python_says_what_is_needed_in_one_sentence(self) -> None:
         source = SOURCE.read_text(encoding="utf-8").replace("0x030A0000", "0x7F000000")
-        self.write(self.own, {"popcon.py": source})
-        ended = subprocess.run([sys.executable, self.own / "popcon.py", "selftest"], capture_output=True, text=True)
-        self.assertEqual((ended.returncode, ended.stdout, len(ended.stderr.splitlines())), (1, "", 1))
-        self.assertIn("popcon needs Python 3.10", ended.stderr)
+        self.write(self.own, {"old.py": source})
+        names, out, err, status = self.sent("old.py", arguments=["selftest"])
+        self.assertEqual((names, out, status), ([], "", 1))
+        self.assertRegex(err, r"\A.*popcon needs Python 3.10.*\n\Z")
 
 
 @unittest.skipUnless(hasattr(os, "fork"), "needs os.fork")
-class TestForks(Case):
-    def setUp(self) -> None:
-        super().setUp()
-        for name in ("alpha", "beta", "gamma"):
-            self.install(name, f"{name}.py")
-
-    def counts(self, code: str, python: str = sys.executable, **settings: str) -> dict[str, int]:
+class TestForks(Libraries):
+    def counts(self, code: str, **options: Any) -> dict[str, int]:
         """How often each library was sent by a program and all that it starts."""
-        self.write(self.own, {"program.py": textwrap.dedent(code)})
-        with Server() as server:
-            flags = ["-W", "error::DeprecationWarning:__main__"]
-            result = self.run_python("program.py", *flags, python=python, **server.settings | settings)
-            self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
-            names = server.names(0.2)
-        return {name: names.count(name) for name in names if name in ("alpha", "beta", "gamma")}
+        names, out, err, status = self.script(code, **options)
+        self.assertEqual((status, err), (0, ""), out)  # -W error would hide a fork's warning
+        return {name: names.count(name) for name in ("alpha", "beta", "gamma") if name in names}
 
-    def test_a_child_counts_what_it_loaded_itself(self) -> None:
+    def test_a_child_counts_what_it_loaded_itself_and_without_that_looks_at_nothing(self) -> None:
         code = """
             import popcon; popcon.setup_reporter()
-            import alpha, os, sys
-            children = [os.fork() or sys.exit({}) for _ in range(3)]
-            for child in children:
-                os.waitpid(child, 0)
+            import gamma, alpha, os, sys
+            for _ in range(3):
+                if not os.fork():
+                    {}
+                    sys.exit(0)
+                os.wait()
             """
+        look = "popcon.executed_files = popcon.setting = lambda *ignored: os.write(2, b'looked'); "
         for work, more in [
-            ("0", {}),
-            ("__import__('beta') and 0", {"beta": 3}),
-            ("sys.modules.pop('alpha') and __import__('beta') and 0", {"beta": 3}),
-            ("__import__('alpha') and popcon.setup_reporter()", {}),
+            ("import beta", {"beta": 3}),
+            ("sys.modules.pop('alpha'); import beta", {"beta": 3}),
+            ("import alpha; popcon.setup_reporter()", {}),
+            (look, {}),
+            (look + "os.environ['DO_NOT_TRACK'] = '1'", {}),
+            (look + f"del os.environ['{HOST}']", {}),
         ]:
             with self.subTest(work=work):
-                self.assertEqual(self.counts(code.format(work)), {"alpha": 1} | more)
-
-    def test_a_child_that_loads_nothing_looks_at_no_module_and_asks_for_nothing(self) -> None:
-        code = """
-            import popcon; popcon.setup_reporter()
-            import alpha, os, sys
-            if not os.fork():
-                popcon.executed_files = popcon.setting = lambda *ignored: os.write(2, b"looked")
-                {}
-                sys.exit(0)
-            os.wait()
-            """
-        for more in ("pass", "os.environ['DO_NOT_TRACK'] = '1'", "del os.environ['PYTHON_POPCONTEST_STATSD_HOST']"):
-            self.assertEqual(self.counts(code.format(more)), {"alpha": 1})
+                self.assertEqual(self.counts(code.format(work)), {"gamma": 1, "alpha": 1} | more)
 
     def test_no_fork_warning_is_caused(self) -> None:
+        code = """
+            import popcon, os, sys; popcon.setup_reporter()
+            for library, host in [("alpha", "localhost"), ("beta", "statsd.example")]:
+                os.environ["PYTHON_POPCONTEST_STATSD_HOST"] = host
+                __import__(library); popcon.report()
+                os.fork() or sys.exit(0)
+                assert os.wait()[1] == 0
+            """
         with Server() as name_server:
-            code = """
-                import popcon, os, sys, warnings; popcon.setup_reporter()
-                warnings.simplefilter("error")
-                import alpha
-                for host in ("localhost", "statsd.example"):
-                    os.environ["PYTHON_POPCONTEST_STATSD_HOST"] = host
-                    popcon.report()
-                    child = os.fork() or sys.exit(0)
-                    assert os.waitpid(child, 0)[1] == 0
-                """
             self.counts(name_server.silences() + textwrap.dedent(code))
 
-    WORKER = """
-        import sys
-        import popcon; popcon.setup_reporter()
-        import alpha
-
-        def work(number):
-            import beta
-            {work}
-
-        if __name__ == "__main__":
-            import {module} as multiprocessing, concurrent.futures
-            context = multiprocessing.get_context("{method}")
-            {run}
-        """
-    PROCESSES = "workers = [context.Process(target=work, args=(n,)) for n in range(3)]; "
-    PROCESSES += "[worker.start() for worker in workers]; [worker.join() for worker in workers]"
-    POOL = "pool = context.Pool(1); pool.map(work, range(3)); pool.close(); pool.join()"
-    EXECUTOR = "pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=context); "
-    EXECUTOR += "list(pool.map(work, range(3))); pool.shutdown()"
-
-    def test_workers_of_multiprocessing_report_what_they_imported_themselves(self) -> None:
-        terminated = "pool = context.Pool(1); pool.map(work, range(3)); pool.terminate()"
-        for method, run, work, expected in [
-            ("fork", self.PROCESSES, "", {"alpha": 1, "beta": 3}),
-            ("fork", self.POOL, "", {"alpha": 1, "beta": 1}),
-            ("fork", self.EXECUTOR, "", {"alpha": 1, "beta": 1}),
-            ("fork", terminated, "popcon.report()", {"alpha": 1, "beta": 1}),
-            # These import the program anew, the set-up in it too: each worker loads alpha by itself.
-            ("spawn", self.PROCESSES, "", {"alpha": 4, "beta": 3}),
-            # From 3.14 on, the server of forks does so, once for all.
-            ("forkserver", self.PROCESSES, "", {"alpha": 4 if sys.version_info < (3, 14) else 2, "beta": 3}),
-        ]:
-            with self.subTest(method=method, run=run):
-                code = self.WORKER.format(module="multiprocessing", method=method, run=run, work=work)
-                self.assertEqual(self.counts(code), expected)
-
-    @unittest.skipUnless(RELATIVES, "needs POPCON_TEST_RELATIVES, a python with multiprocess, billiard, gunicorn")
-    def test_workers_of_multiprocess_billiard_and_loky_report_too(self) -> None:
-        for module in ("multiprocess", "billiard"):
-            code = self.WORKER.format(module=module, method="fork", run=self.POOL, work="")
-            self.assertEqual(self.counts(code, RELATIVES), {"alpha": 1, "beta": 1}, module)
-        code = """
-            import popcon; popcon.setup_reporter()
-            from joblib import Parallel, delayed
-            from joblib.externals.loky import get_reusable_executor
-
-            def work(number):
-                {}
-                import beta
-
-            if __name__ == "__main__":
-                Parallel(n_jobs=2)(delayed(work)(n) for n in range(4))
-                get_reusable_executor().shutdown()
-            """
-        self.assertEqual(self.counts(code.format("pass"), RELATIVES), {})
-        counted = self.counts(code.format("import popcon; popcon.setup_reporter()"), RELATIVES)
-        self.assertIn(counted["beta"], (1, 2))
-
-    @unittest.skipUnless(RELATIVES, "needs POPCON_TEST_RELATIVES, a python with multiprocess, billiard, gunicorn")
-    def test_workers_of_gunicorn_with_a_preloaded_app_count_what_they_load_themselves(self) -> None:
-        app = """
+    def workers(self, run: str, work: str = "import beta", method: str = "fork",
+                module: str = "multiprocessing", **options: Any) -> dict[str, int]:  # fmt: skip
+        code = f"""
             import popcon; popcon.setup_reporter()
             import alpha
+            def work(number):
+                {work}
+            if __name__ == "__main__":
+                from concurrent.futures import ProcessPoolExecutor
+                import {module}; context = {module}.get_context("{method}")
+                {run}
+            """
+        return self.counts(code, **options)
 
+    PROCESSES = "for n in range(3): p = context.Process(target=work, args=[n]); p.start(); p.join()"
+    POOL = "pool = context.Pool(1); pool.map(work, range(3)); pool.close(); pool.join()"
+    EXECUTOR = "with ProcessPoolExecutor(1, context) as pool: list(pool.map(work, range(3)))"
+    TERMINATED = "pool = context.Pool(1); pool.map(work, range(3)); pool.terminate()"
+    LOKY = "import joblib; joblib.Parallel(2)(map(joblib.delayed(work), range(4))); "
+    LOKY += "joblib.externals.loky.get_reusable_executor().shutdown()"
+
+    def test_workers_of_multiprocessing_report_what_they_imported_themselves(self) -> None:
+        for method, run, work, alpha, beta in [
+            ("fork", self.PROCESSES, "import beta", 1, 3),
+            ("fork", self.POOL, "import beta", 1, 1),
+            ("fork", self.EXECUTOR, "import beta", 1, 1),
+            ("fork", self.TERMINATED, "import beta; popcon.report()", 1, 1),
+            # These import the program anew, its set-up too: each worker loads alpha by itself.
+            ("spawn", self.PROCESSES, "import beta", 4, 3),
+            # From 3.14 on, the server of forks does so, once for all.
+            ("forkserver", self.PROCESSES, "import beta", 4 - 2 * (sys.version_info >= (3, 14)), 3),
+        ]:
+            with self.subTest(method=method, run=run):
+                self.assertEqual(self.workers(run, work, method), {"alpha": alpha, "beta": beta})
+
+    @unittest.skipUnless(RELATIVES, "needs POPCON_TEST_RELATIVES, a python with billiard, joblib")
+    def test_workers_of_multiprocess_billiard_and_loky_report_too(self) -> None:
+        for module in ("multiprocess", "billiard"):
+            counted = self.workers(self.POOL, module=module, python=RELATIVES)
+            self.assertEqual(counted, {"alpha": 1, "beta": 1}, module)
+        self.assertEqual(self.workers(self.LOKY, python=RELATIVES), {"alpha": 1})
+        set_up = "popcon.setup_reporter(); import beta"
+        self.assertIn(self.workers(self.LOKY, set_up, python=RELATIVES)["beta"], (1, 2))
+
+    @unittest.skipUnless(RELATIVES, "needs POPCON_TEST_RELATIVES, a python with gunicorn")
+    def test_workers_of_gunicorn_with_a_preloaded_app_count_what_they_load_themselves(self) -> None:
+        code = """
+            import popcon; popcon.setup_reporter()
+            import alpha, gunicorn.app.wsgiapp, os
             def app(environ, start_response):
                 import beta
                 start_response("200 OK", [])
-                return [b"hello"]
+                return [b"%d" % os.getppid()]
+            if __name__ == "__main__": gunicorn.app.wsgiapp.run()
             """
-        self.write(self.own, {"application.py": textwrap.dedent(app)})
-        with socket.create_server(("127.0.0.1", 0)) as tcp:
-            url = f"127.0.0.1:{tcp.getsockname()[1]}"
-        with Server() as server:
-            process = subprocess.Popen(
-                [RELATIVES, "-m", "gunicorn", "--preload", "--workers=2", f"--bind={url}", "application:app"],
-                env=clean_environ(**server.settings, PYTHONPATH=os.pathsep.join([str(self.site), str(HERE)])),
-                cwd=self.own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
-            try:
-                for _ in range(100):
-                    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{url}/", timeout=5):
-                        break
-                    time.sleep(0.1)
-            finally:
-                process.terminate()
-                process.wait(30)
-            names = server.names(0.5)
-        self.assertEqual((names.count("alpha"), names.count("beta")), (1, 1))  # one had the request
+        url = f"127.0.0.1:{free_port()}"
+        options = f"--preload --workers=2 --bind={url} --log-file=log program:app".split()
+        with ThreadPoolExecutor(1) as pool:
+            counted = pool.submit(self.counts, code, python=RELATIVES, arguments=options)
+            while not counted.done():
+                with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{url}") as page:
+                    os.kill(int(page.read()), signal.SIGTERM)
+                    break
+                time.sleep(0.1)
+        self.assertEqual(counted.result(), {"alpha": 1, "beta": 1})  # one had the request
 
 
 # Drives a real kernel: cells come as JSON on stdin; what each printed goes out.
