@@ -50,6 +50,8 @@ __all__ = ["report", "setup_reporter", "used_libraries"]
 
 # ---- sys.modules -> the files that were executed ------------------------------------
 
+FOLDER = os.path.dirname(getattr(os, "__file__", "none"))
+STANDARD = FOLDER, os.path.join(FOLDER, "lib-dynload"), os.path.join(sys.base_prefix, "DLLs")
 OWN_LOADERS = "builtins", "_frozen_importlib", "_frozen_importlib_external", "zipimport"
 
 # Reads a module's namespace without asking the module, which may be lazy and would wake.
@@ -66,7 +68,7 @@ def executed_files(modules: "Mapping[Any, object]") -> "set[str]":
                 files.add(None if issubclass(type(module), lazy) else executed_file(name, module))
             except Exception as error:
                 debug(f"cannot tell the file of {name}: {error!r}")
-    return {file for file in files if type(file) is str}
+    return {file for file in files if file and file.rpartition(os.sep)[0] not in STANDARD}
 
 
 def executed_file(name: str, module: object) -> "Any":
@@ -89,7 +91,8 @@ def executed_file(name: str, module: object) -> "Any":
         # A module put an object in its own place, as sh does. To look for it executes nothing.
         spec = PathFinder.find_spec(name)
         file = spec and spec.origin
-    return file if type(file) is str and os.sep in file else None  # no "<string>"
+    # No "<string>"; what no file can be named makes os.fsencode() raise.
+    return file if type(file) is str and os.sep in file and os.fsencode(file) else None
 
 
 # ---- files -> the libraries that own them -------------------------------------------
@@ -148,13 +151,9 @@ def metadata_in(root: str) -> "list[str]":
 
 def paths_below(root: str, files: "Iterable[str]") -> "dict[bytes, str]":
     """Map the path below the root, as RECORD has it, to the file, for each that lies there."""
-    paths, start = {}, root and root + os.sep
-    for file in files:
-        if file.startswith(start):
-            try:
-                paths[os.fsencode(file[len(start) :].replace(os.sep, "/"))] = file
-            except UnicodeError:
-                pass  # no file has such a name
+    start = root and root + os.sep
+    below = {file[len(start) :]: file for file in files if file.startswith(start)}
+    paths = {os.fsencode(path.replace(os.sep, "/")): below[path] for path in below}
     # Where bytecode took the place of sources, RECORD lists the sources all the same.
     return {**paths, **{path[:-1]: paths[path] for path in paths if path.endswith(b".pyc")}}
 
@@ -284,10 +283,6 @@ def shells_own(roots: "Iterable[str]") -> "set[str]":
     return {*own}
 
 
-FOLDER = os.path.dirname(getattr(os, "__file__", "none"))
-STANDARD = FOLDER, os.path.join(FOLDER, "lib-dynload"), os.path.join(sys.base_prefix, "DLLs")
-
-
 class StandardFinder:
     """Lets one thread find the standard library's own modules, whatever other folders hold."""
 
@@ -402,20 +397,20 @@ def send(packets: "list[bytes]", host: str, port: int) -> None:
     # As bytes, since of a str it looks for the idna codec in files that may be gone by now.
     found = socket.getaddrinfo(host.encode("ascii"), port, 0, socket.SOCK_DGRAM)
     # IPv4 first: servers that listen on one family alone listen on that, and UDP tells of nobody.
-    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     failure = OSError("the name has no address")
-    for family, _, _, _, address in found:
-        udp = socket.socket(family, socket.SOCK_DGRAM)
+    for family, _, _, _, address in sorted(found, key=lambda one: one[0] != socket.AF_INET):
         try:
-            udp.settimeout(PATIENCE)
-            while packets:
-                udp.sendto(packets[0], address)
-                del packets[0]
-            return
+            udp = socket.socket(family, socket.SOCK_DGRAM)
+            try:
+                udp.settimeout(PATIENCE)
+                while packets:
+                    udp.sendto(packets[0], address)
+                    del packets[0]
+                return
+            finally:
+                udp.close()
         except OSError as error:
-            failure = error
-        finally:
-            udp.close()
+            failure = OSError(str(error))  # TimeoutError is said of name servers alone
     raise failure
 
 
@@ -434,9 +429,8 @@ def await_name_server(host: str) -> None:
                 labels = [label[:63] for label in f"{host}.{domain}".encode().split(b".") if label]
                 name = b"".join([bytes([len(label)]) + label for label in labels])
                 udp.send(b"pc\1\0\0\1\0\0\0\0\0\0" + name + b"\0\0\1\0\1")
-            for _ in domains:
-                if any(udp.recv(512)[6:8]):  # one is found
-                    break
+            while domains and not any(udp.recv(512)[6:8]):  # till one is found
+                domains.pop()
         except TimeoutError:
             raise TimeoutError(f"{host}: the name server is silent for {PATIENCE:g} s") from None
         except OSError:
@@ -452,17 +446,17 @@ class Reporter:
 
     def __init__(self) -> None:
         self.lock = _thread.allocate_lock()
-        self.newest = newest_module()
-        self.baseline: set[str] | None = set()  # files; None: of the modules up to the newest
-        self.seen = set[str]()  # files whose owners are known
-        self.used, self.sent = set[str](), set[str]()  # libraries
+        self.sent = set[str]()  # libraries
         self.draw = int.from_bytes(os.urandom(6), "big") / 2**48
         self.silent_until = 0.0  # when a name server that kept silent may be asked again
+        self.start_over()
 
     def start_over(self) -> None:
-        """Make what is loaded now the baseline, known by its number. What was sent stays sent."""
-        self.newest, self.baseline = newest_module(), None
-        self.seen, self.used = set(), set()
+        """Make what is loaded now the baseline. What was sent stays sent."""
+        self.newest = self.after_cell = newest_module()
+        self.baseline: set[str] | None = None  # files; None: of the modules up to the newest
+        self.seen = set[str]()  # files whose owners are known
+        self.used = set[str]()  # libraries
 
     def leave_out_session(self) -> None:
         """Add what an IPython session has loaded at its start, as debugpy does, to the baseline."""
@@ -527,6 +521,7 @@ def newest_module() -> "tuple[int, object]":
 
 
 _reporter = Reporter()
+_reporter.baseline = set()  # until it is set up, all counts
 _set_up = _thread.allocate_lock()  # taken once, by the thread that sets up
 
 
@@ -537,27 +532,19 @@ def setup_reporter() -> None:
     loaded at its start. Never raises, prints nothing, and takes less than a millisecond.
     """
     try:
-        is_first = _set_up.acquire(False)
-        if is_first:
+        if _set_up.acquire(False):
             _reporter.baseline = executed_files(dict(sys.modules))
-            # atexit calls last in, first out. What is around the report is written in C: it takes
-            # trace and profile functions away, so that they see no frame of it, and back again.
-            kept: list[Any] = []
-            atexit.register(next, map(sys.settrace, iter(kept.pop, kept)))
-            atexit.register(next, map(sys.setprofile, iter(kept.pop, kept)))
+            # Called last in, first out, so that a debugger or a profiler sees no frame of it.
             atexit.register(_report_at_exit)
             atexit.register(sys.setprofile, None)
-            atexit.register(next, map(kept.append, iter(sys.getprofile, kept)))
             atexit.register(sys.settrace, None)
-            atexit.register(next, map(kept.append, iter(sys.gettrace, kept)))
             if hasattr(os, "register_at_fork"):
                 os.register_at_fork(after_in_child=_begin_in_child)
             _report_at_worker_exit()
         shell = ipython_shell()
         if shell is not None and _report_after_cell not in shell.events.callbacks["post_execute"]:
             shell.events.register("post_execute", _report_after_cell)
-            if not is_first:
-                _reporter.leave_out_session()
+            _reporter.leave_out_session()
     except Exception as error:
         debug(f"not set up: {error!r}")
 
@@ -597,17 +584,14 @@ def _begin_in_child() -> None:
     """Begin anew after a fork: what the parent loaded is the parent's."""
     global _reporter
     _reporter = Reporter()
-    _reporter.start_over()
     _report_at_worker_exit()
 
 
 def _report_at_worker_exit() -> None:
     """Report when a worker of multiprocessing, or a relative, has run its finalizers."""
     last: Any = {"exitpriority": -100}  # made after a fork: a worker drops those of its parent
-    for name in ("multiprocessing.util", "multiprocess.util"):
-        util: Any = sys.modules.get(name)
-        if util:
-            util.register_after_fork(util, lambda u: u.Finalize(None, _report_at_exit, **last))
+    for util in filter(None, map(sys.modules.get, ("multiprocessing.util", "multiprocess.util"))):
+        util.register_after_fork(util, lambda u: u.Finalize(None, _report_at_exit, **last))
     pool: Any = sys.modules.get("billiard.pool")
     if pool:  # its workers leave without finalizers
         leave = pool.Worker._do_exit
@@ -624,17 +608,14 @@ def _report_after_cell() -> None:
     """Report what a cell has loaded: a kernel that gets killed runs nothing at exit."""
     try:
         newest = newest_module()
-        if newest != _reporter.newest:
+        if newest != _reporter.after_cell:
             report()
-            _reporter.newest = newest
+            _reporter.after_cell = newest
     except BaseException:  # IPython would show it, Ctrl-C too
         debug("stopped")
 
 
-# ---- the command line ---------------------------------------------------------------
-
-
-# ---- selftest -----------------------------------------------------------------------
+# ---- the command line: selftest -----------------------------------------------------
 
 def selftest(_: object = None) -> int:
     """Prove the way from an import to a datagram, print what is in force; return 1 for errors."""
@@ -674,21 +655,20 @@ def trial(*arguments: str) -> "tuple[bytes, str]":
 
 def check_reports() -> "Iterator[tuple[str, str, str]]":
     """Look for popcon.py, and let processes import a library: which of them report it?"""
-    from compileall import compile_file
-    from glob import glob
+    from glob import escape, glob
     from time import perf_counter
 
-    python = sys.version.split()[0]
-    yield "ok", "popcon", f"{__version__}, {__file__}; Python {python}, {sys.prefix}"
+    yield "ok", "popcon", f"{__version__}, {__file__}"
+    yield "ok", "Python", f"{sys.version.split()[0]}, {sys.prefix}"
     library, switches = places()
     is_there = os.path.exists(library)
     if not is_there:
         yield "warning", "import", f"{library} is not there; `install` puts it there"
-    elif not compile_file(library, quiet=2):
+    elif not standard("compileall").compile_file(library, quiet=2):
         yield "warning", "bytecode", f"can't be written: each start compiles {library} anew"
     else:
         yield "ok", "bytecode", f"is there for {library}"
-    for path in {*switches, *glob(os.path.join(os.path.dirname([*switches][0]), "*.py"))}:
+    for path in {*switches, *glob(os.path.join(escape(os.path.dirname([*switches][0])), "*.py"))}:
         if b"popularity_contest" in read(path) or not is_there and not whose(path):
             yield "warning", "left over", f"{path} is without popcon.py, or of popularity-contest"
     files, start = {os.path.join(folder, "x.py") for folder in sys.path}, perf_counter()
@@ -709,7 +689,6 @@ def check_reports() -> "Iterator[tuple[str, str, str]]":
 
 def check_settings() -> "Iterator[tuple[str, str, str]]":
     """Tell what is in force, what would be right instead, and what keeps counts away."""
-    from re import fullmatch
     from socket import SOCK_DGRAM, getaddrinfo, socket
 
     values = {}
@@ -721,14 +700,13 @@ def check_settings() -> "Iterator[tuple[str, str, str]]":
         except ValueError as error:
             yield "error", what, f"{error}; nothing is sent"
     rules = r"(python_popcon(\.namespace\.[^.]+)?\.library_used)?"
-    if not fullmatch(rules, values.get("prefix", "")):
+    if not standard("re").fullmatch(rules, values.get("prefix", "")):
         known = "python_popcon.library_used or python_popcon.namespace.NAME.library_used"
         yield "warning", "mapping", f"README's rules match {known}, with no dot in NAME"
     if opted_out():
         yield "warning", "opted out", "DO_NOT_TRACK is set: nothing is sent"
-    ours = [*SETTINGS, "PYTHON_POPCONTEST_DEBUG", "PYTHON_POPCONTEST_PROMETHEUS_HEADER"]
-    for name in os.environ:
-        if name.startswith("PYTHON_POPCONTEST") and name not in ours:
+    for name in sorted(os.environ.keys() - {*SETTINGS, "PYTHON_POPCONTEST_DEBUG"}):
+        if name.startswith("PYTHON_POPCONTEST"):
             yield "warning", "unknown", f"{name} is no setting of popcon"
     host, port = values.get("host"), values.get("port")
     if not host or not port:
@@ -821,7 +799,7 @@ def explanation(new: "Mapping[Any, object]", used: "set[str]") -> "Iterator[str]
     rest = {str(name) for name, module in new.items() if not executed_files({name: module})}
     ours = {name for name in rest if name.partition(".")[0] in sys.stdlib_module_names}
     for name in sorted(rest - ours):
-        yield f"not counted: {name}: not executed, or without a file"
+        yield f"not counted: {name}: not executed, without a file, or Python's own"
     yield f"not counted: {len(ours)} modules of the standard library"
 
 
@@ -880,9 +858,6 @@ def whose(path: str) -> str:
 
 def install(options: "Any") -> int:
     """Let each IPython session of this environment report, or each process; print each path."""
-    from compileall import compile_file
-    from importlib.util import cache_from_source
-
     library, switches = places()
     chosen = [*switches] if options.all_processes else [*switches][:1]
     files = {library: read(__file__), **{path: switches[path].encode() for path in chosen}}
@@ -898,9 +873,10 @@ def install(options: "Any") -> int:
             with open(unfinished, "wb") as file:
                 file.write(content)
             os.replace(unfinished, path)
-        print("wrote" if is_new else "found", path)
-        if path == library and not whose(path) and compile_file(path, force=is_new, quiet=2):
-            print("wrote" if is_new else "found", cache_from_source(path))
+        said, is_ours = "wrote" if is_new else "found", path == library and not whose(path)
+        print(said, path)
+        if is_ours and standard("compileall").compile_file(path, force=is_new, quiet=2):
+            print(said, standard("importlib.util").cache_from_source(path))
     who = "each process" if options.all_processes else "each IPython and Jupyter session"
     print(f"Next: nothing is sent until {[*SETTINGS][0]} is set; then {who}", end=" ")
     print("reports. `python -m popcon selftest` shows whether it works.")
@@ -909,7 +885,6 @@ def install(options: "Any") -> int:
 
 def uninstall(_: object = None) -> int:
     """Remove what install() wrote into this environment, and print it."""
-    from contextlib import suppress
     from glob import escape, glob
 
     library, switches = places()
@@ -932,7 +907,7 @@ def uninstall(_: object = None) -> int:
     if sys.prefix != sys.base_prefix:  # elsewhere, as in /usr/local, an empty etc is usual
         folders.append(os.path.join(sys.prefix, "etc"))
     for folder in folders:
-        with suppress(OSError):  # it is not empty, or not there
+        with standard("contextlib").suppress(OSError):  # it is not empty, or not there
             os.rmdir(folder)
     return 0
 
@@ -943,6 +918,7 @@ if TYPE_CHECKING:
     Series = dict[frozenset[tuple[str, str]], list[tuple[float, float]]]  # (time, value) of each
     Answer = tuple[dict[str, float], float, str]  # counts of libraries, since when, what is wrong
     Rows = dict[str, dict[str, Any]]  # of each library what --json tells
+    Graph = dict[str, set[str]]  # of each library what it requires, or what requires it
 
 UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "y": 31536000}
 OUTAGE = 2 * UNITS["h"]  # may lie between two scrapes: some scrape hourly, for privacy
@@ -960,11 +936,8 @@ STARTS = r"[^/]*(\.pth|\.start|customize\.py)"  # beside the modules
 
 
 def usage(options: "Any") -> int:
-    """Print what usage_options() tells; return 1 if there is no answer, or not yet, else 0."""
+    """Print how much is used, and what can go; return 1 if there is no answer, or not yet."""
     now, window, day = standard("time").time(), options.window, UNITS["d"]
-    source = (options.prometheus or options.metrics).partition("?")[0]  # a token may follow
-    if sys.stderr is not None and sys.stderr.isatty():
-        note(f"reading {source} ...")
     try:
         _, _, prefix, rate = map(setting, SETTINGS)
         metric = standard("re").sub(r"(^|\.)namespace\.[^.]+\.", ".", prefix, count=1).strip(".")
@@ -972,7 +945,7 @@ def usage(options: "Any") -> int:
         read_counts = prometheus_counts if options.prometheus else exporter_counts
         counts, since, doubt = read_counts(options, now - window, now)
         if not any(counts.values()):
-            what = f"no count of {options.metric} rose in {window / day:g} days at {source}"
+            what = f"no count of {options.metric} rose in {window / day:g} days there"
             raise OSError(f"{what}: is that its name, and does anything report (see selftest)?")
         if doubt:
             note(doubt)
@@ -1159,8 +1132,7 @@ def exporter_counts(options: "Any", start: float, end: float) -> "Answer":
     for name, value in re.findall(sample, text):
         counts[normalized(name)] += float(value)
     if not starts or not text.endswith("\n"):  # as the format wants it
-        where = source.partition("?")[0]
-        raise OSError(f"{where} is no exporter's metrics, or cut off: {text[:60]!r}")
+        raise OSError(f"the answer is no exporter's metrics, or cut off: {text[:60]!r}")
     return counts, min(end, max(0.0, *map(float, starts))), ""  # the youngest of several
 
 
@@ -1210,7 +1182,7 @@ def library_at(info: str, words: "set[str]") -> "tuple[dict[str, Any], list[str]
     }, [*modules, *commands]
 
 
-def installed_libraries() -> "tuple[Rows, dict[str, list[str]]]":
+def installed_libraries() -> "tuple[Rows, Graph]":
     """Return the rows of what is installed, and what each name requires, by all of its metadata."""
     re, words = standard("re"), set()  # what configuration loads may be in the baseline, or servers
     prefixes, glob = (sys.prefix, "/usr/local", "/usr", "/"), standard("glob")
@@ -1219,19 +1191,19 @@ def installed_libraries() -> "tuple[Rows, dict[str, list[str]]]":
         for path in glob.glob(place, recursive=True):
             words.update(re.findall(r"\w+", re.sub(r"(?m)^\s*#.*", "", text_of(path))))
     installed: Rows = {}
-    wants: dict[str, list[str]] = {}
+    wants: Graph = {}
     owner: dict[str, str] = {}
     for root in dict.fromkeys(map(os.path.realpath, sys.path)):
         for info in sorted(metadata_in(root)):
             row, paths = library_at(info, words)
             name = row["library"]
-            wants.setdefault(name, []).extend(requirements(info))
+            wants.setdefault(name, set()).update(requirements(info))
             is_here = row["bytes"] is not None or root.endswith(("-packages", ".egg"))
             if is_here and installed.setdefault(name, row) is row:
                 for path in paths:  # who removes one that shares a file breaks the other
                     other = owner.setdefault(path, name)
-                    wants[name].append(other)
-                    wants[other].append(name)
+                    wants[name].add(other)
+                    wants[other].add(name)
     return installed, wants
 
 
@@ -1248,15 +1220,14 @@ def requirements(info: str) -> "list[str]":
     return found
 
 
-def required(names: "set[str]", silent: "set[str]", wants: "Mapping[str, Iterable[str]]"
-             ) -> "list[dict[str, set[str]]]":  # fmt: skip
+def required(names: "set[str]", silent: "set[str]", wants: "Graph") -> "tuple[Graph, Graph]":
     """Return who may require each library, and who does: of the names, and what these require."""
     re = standard("re")
-    found: list[dict[str, set[str]]] = [{}, {}]
+    found: tuple[Graph, Graph] = {}, {}
     queue = [(name, "*" if name in silent else "") for name in names]
     known = set(queue)
     for name, extra in queue:  # which grows
-        for text in dict.fromkeys(wants.get(name, ())):
+        for text in wants.get(name, ()):
             what, _, marker = text.partition(";")
             # Extras are all that is read of a marker: the rest is taken to hold, to be safe.
             ways = [re.findall(EXTRA, way) for way in re.split(r"\bor\b", marker)]
@@ -1357,28 +1328,6 @@ def seconds(duration: str) -> float:
     return float(sum(int(number) * UNITS[unit] for number, unit in parts))
 
 
-def usage_options(commands: "Any") -> None:
-    """Add the command `usage` to argparse's subparsers."""
-    does = "tell how much each installed library is used, and which can go"
-    more = "Nothing is changed. Exit status 1 if there is no answer, or not yet."
-    command = commands.add_parser("usage", help=does, description=f"{does}. {more}")
-    add = command.add_mutually_exclusive_group(required=True).add_argument
-    add("--prometheus", default="", metavar="URL", help="such as http://prometheus:9090")
-    add("--metrics", default="", metavar="FILE_OR_URL", help="what an exporter's /metrics says")
-    add = command.add_argument
-    add("--window", type=seconds, default="90d", help="time up to now that counts (default: 90d)")
-    add("--match", type=str.strip, default="{}", help="""as in '{namespace="prod"}': what counts""")
-    add("--keep", nargs="+", action="extend", default=[], metavar="NAME", help="or glob: stays")
-    add("--metric", default="", help="name of the counters, if README's rules do not make it")
-    add("--header", action="append", default=[], help="'Name: value', or @FILE with such lines")
-    add("--at-most", type=int, default=0, metavar="K", help="list what K use or fewer, too")
-    add("--at-least", type=int, default=0, metavar="K", help="show counts below K as <K")
-    add = command.add_mutually_exclusive_group().add_argument
-    add("--unused", action="store_true", help="print only the names that can go")
-    add("--json", action="store_true", help="print all as JSON")
-    command.set_defaults(run=usage)
-
-
 def command_line() -> "Any":
     """Return the parser of the command line; what it parses has run, which takes it."""
     import argparse
@@ -1399,6 +1348,7 @@ def command_line() -> "Any":
         install: "let each IPython and Jupyter session of this environment report",
         selftest: "show whether reporting works here, and what is in force",
         run: "run a program, and say at its end what it would have sent",
+        usage: "tell how much each library is used, and which can go (status 1: not known yet)",
         uninstall: "remove what install wrote",
     }.items():
         commands.add_parser(call.__name__, help=text, description=text).set_defaults(run=call)
@@ -1409,7 +1359,21 @@ def command_line() -> "Any":
     runner.add_argument("--explain", action="store_true", help="say whose each module is")
     for name in ("-m", "-c", "script"):  # and all that follows is the program's
         runner.add_argument(name, nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    usage_options(commands)
+    teller = commands.choices["usage"]
+    add = teller.add_mutually_exclusive_group(required=True).add_argument
+    add("--prometheus", default="", metavar="URL", help="such as http://prometheus:9090")
+    add("--metrics", default="", metavar="FILE_OR_URL", help="what an exporter's /metrics says")
+    add = teller.add_argument
+    add("--window", type=seconds, default="90d", help="time up to now that counts (default: 90d)")
+    add("--match", type=str.strip, default="{}", help="""as in '{namespace="prod"}': what counts""")
+    add("--keep", nargs="+", action="extend", default=[], metavar="NAME", help="or glob: stays")
+    add("--metric", default="", help="name of the counters, if README's rules do not make it")
+    add("--header", action="append", default=[], help="'Name: value', or @FILE with such lines")
+    add("--at-most", type=int, default=0, metavar="K", help="list what K use or fewer, too")
+    add("--at-least", type=int, default=0, metavar="K", help="show counts below K as <K")
+    add = teller.add_mutually_exclusive_group().add_argument
+    add("--unused", action="store_true", help="print only the names that can go")
+    add("--json", action="store_true", help="print all as JSON")
     return parser
 
 
