@@ -545,8 +545,8 @@ class TestWithoutRecord(Case):
         other = '{"files": ["lib/site-packages/other.py"]}'
         lists = {"soup-1.json": json.dumps(soup, indent=2), "other-1.json": other}
         self.write(self.folder / "conda-meta", lists)
-        before = f"sys.prefix = {str(self.folder)!r}\n"
-        before += "sys.addaudithook(lambda _, args: 'conda-meta' in str(args) and print('read'))"
+        hook = "lambda e, a: e == 'open' and 'conda-meta' in str(a) and print('read')"
+        before = f"sys.prefix = {str(self.folder)!r}; sys.addaudithook({hook})"
         self.assertEqual(self.used("import bs4like", before=before), {"read", "soup-four"})
         self.assertEqual(self.used("import other", before=before), {"read"})
         self.assertEqual(self.used("import alpha", before=before), {"alpha"})
