@@ -315,8 +315,7 @@ class TestWhatCounts(Case):
                 import importlib.util as u
                 spec = u.find_spec("sleepy")
                 spec.loader = u.LazyLoader(spec.loader)
-                class Finder:
-                    find_spec = lambda name, *_: spec if name == "sleepy" else None
+                class Finder: find_spec = lambda name, *_: spec if name == "sleepy" else None
                 {load}
                 sys.modules["sleepy"] = sleepy
                 """)
@@ -401,8 +400,7 @@ class TestWhatCounts(Case):
             code = f"""
                 import beta, importlib.metadata as metadata, types
                 metadata.packages_distributions = metadata.distributions = print
-                odd = sys.modules["odd"] = types.ModuleType("odd")
-                odd.__file__ = {file!r}
+                sys.modules["odd"] = odd = types.ModuleType("odd"); odd.__file__ = {file!r}
                 sys.path[:] = [None, 5, b"x", "", "/nowhere", "/", "relative", "\\0"]
                 """
             self.expect(code, "beta")
@@ -555,8 +553,7 @@ class TestWithoutRecord(Case):
 class TestArchives(Case):
     def test_zipped_libraries_count_in_their_own_archive_and_rubbish_costs_itself(self) -> None:
         self.install("a-csv", "a_csv.py", record="a_csv.py,x,notint,4,5\n")
-        nameless = self.install("a-name", "a_name.py")
-        (nameless / "METADATA").write_bytes(b"Name: \xff\n")
+        (self.install("a-name", "a_name.py") / "METADATA").write_bytes(b"Name: \xff\n")
         self.install("alpha", "alpha/__init__.py")
         self.install("gamma", "gamma.py")
         self.install("zeta", "other.py")
@@ -594,10 +591,8 @@ class TestArchives(Case):
             sys.meta_path.insert(0, Finder())
             """)
         # A backport's class has the same name as the standard library's.
-        backport = finder + textwrap.dedent("""
-            Distribution.__name__ = "PathDistribution"
-            metadata.packages_distributions = lambda: print("asked") or {}
-            """)
+        backport = finder + "Distribution.__name__ = 'PathDistribution'\n"
+        backport += "metadata.packages_distributions = lambda: print('asked') or {}\n"
         self.install("clash", "virtual.py")
         self.assertEqual(self.used(finder + "import virtual"), {"vir-tual"})
         self.assertEqual(self.used(finder + "import mine"), set())
