@@ -417,19 +417,16 @@ class TestWhatCounts(Case):
         self.install("vendored", "vendored/__init__.py", folder=inner)
         self.install("tools", record="tools/_vendor/vendored/__init__.py,,\n")
         self.install("added", "added.py", folder=inner)  # by pip install --target
-        code = f"sys.path.append({str(self.site / 'win32' / 'lib')!r}); import win32con"
-        self.expect(code, "pywin32")
-        code = f"sys.path.append({str(inner)!r}); import vendored, added"
-        self.expect(code, "tools added")
+        self.expect(f"sys.path += [{str(self.site / 'win32/lib')!r}]; import win32con", "pywin32")
+        self.expect(f"sys.path += [{str(inner)!r}]; import vendored, added", "tools added")
 
     def test_each_folder_on_sys_path_has_its_metadata_even_if_it_is_relative_or_left(self) -> None:
         target = self.folder / "target"
         self.install("beta-two", "beta.py", folder=target)
         path = os.pathsep.join(map(str, [target, self.site, HERE]))
         self.expect("import alpha, beta", "alpha beta-two", PYTHONPATH=path)
-        code = f"sys.path.insert(0, {str(target)!r}); import beta; del sys.path[0]"
-        self.expect(code, "beta-two")
-        self.expect("sys.path.insert(0, '../target'); import beta, os; os.chdir('/')", "beta-two")
+        self.expect(f"sys.path[:0] = [{str(target)!r}]; import beta; del sys.path[0]", "beta-two")
+        self.expect("sys.path[:0] = ['../target']; import beta, os; os.chdir('/')", "beta-two")
 
 
 # ---- files -> the libraries that own them -------------------------------------------
@@ -571,8 +568,7 @@ class TestArchives(Case):
         self.write(egg, {"gamma/__init__.py": ""})
         zipped = Path(shutil.make_archive(str(self.folder / "zipped"), "zip", egg))
         for path in (egg, zipped.rename(self.folder / "gamma-2.0-py3.egg")):
-            code = f"sys.path.append({str(path)!r}); import gamma"
-            self.assertEqual(self.used(code), {"gamma-x"})
+            self.assertEqual(self.used(f"sys.path += [{str(path)!r}]; import gamma"), {"gamma-x"})
 
     def test_the_distributions_of_a_finder_of_ones_own_count_but_no_backports(self) -> None:
         finder = textwrap.dedent("""
