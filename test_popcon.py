@@ -32,7 +32,6 @@ import unittest
 import urllib.parse
 import urllib.request
 import venv
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
