@@ -1425,16 +1425,18 @@ class TestRealThings(Case):
         parts = rb'a/b.py~,~"~Name:~ ~x~:1|c~..~/~a~top~(~[~]~good.py~; extra == "x"'.split(b"~")
         parts += [b"\n", b"\r\n", b"\0", b"\xff", b"\xc3\xa9", b"Requires-Dist:"]
         folders = "a-1.dist-info A.egg-info b.dist-info .dist-info -.dist-info ipython.egg-info"
-        names = "RECORD METADATA PKG-INFO top_level.txt direct_url.json"
-        paths = [self.site / one / name for one in folders.split() for name in names.split()]
+        begins = {"RECORD": b"a/b.py,\n", "METADATA": b"Name:", "PKG-INFO": b"Name:",
+                  "top_level.txt": b"top\n", "direct_url.json": b"{"}  # fmt: skip
+        paths = [self.site / folder / name for folder in folders.split() for name in begins]
         for seed in range(400):
             chance = random.Random(seed)
             shutil.rmtree(self.site)
             self.install("good", "good.py")
-            for path in chance.sample(paths, chance.randrange(9)):
+            for path in chance.sample(paths, 9):
                 path.parent.mkdir(exist_ok=True)
-                text = b"".join(chance.choices(parts, k=chance.randrange(20)))
-                path.write_bytes(chance.choice([text, chance.randbytes(60)]))
+                text = b"".join(chance.choices(parts, k=chance.randrange(9)))
+                begin = chance.choice([begins[path.name], b""])
+                path.write_bytes(begin + chance.choice([text, chance.randbytes(60)]))
             found = self.owners("good.py", "a/b.py", "top.py")
             self.assertIn("good", found, seed)
             for name in found:
