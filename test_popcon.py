@@ -1567,8 +1567,7 @@ class Lone(Case):
     def setUp(self) -> None:
         super().setUp()
         self.lone = self.folder / "lone"
-        self.lone.mkdir()
-        shutil.copy(SOURCE, self.lone)
+        self.write(self.lone, {"popcon.py": SOURCE.read_text("utf-8")})
 
     def popcon(
         self, line: str, start: str = "popcon.py", **others: Any
@@ -1746,14 +1745,12 @@ class TestRun(Case):
 
     def test_programs_of_all_kinds(self) -> None:
         programs = {
-            "hook.py": "import alpha, sys\n"
-            "sys.excepthook = lambda kind, error, trace: print(trace.tb_lineno)\n1 / 0\n",
+            "hook.py": "import alpha, sys\nsys.excepthook = lambda *e: print(e[2].tb_lineno)\n1/0",
             "late.py": "import atexit\natexit.register(lambda: __import__('alpha'))\n",
             "coded.py": "# coding: latin-1\nimport alpha\nprint(ascii('\u00c3\u00a9'))\n",
-            "workers.py": "import concurrent.futures, multiprocessing, alpha\n"
-            "def work(n): print(n * 2, flush=True)\n"
-            "if __name__ == '__main__':\n    spawn = multiprocessing.get_context('spawn')\n"
-            "    concurrent.futures.ProcessPoolExecutor(mp_context=spawn).submit(work, 21)\n",
+            "workers.py": "import concurrent.futures as c, multiprocessing as m, alpha\n"
+            "def work(n): print(n * 2, flush=True)\nif __name__ == '__main__':\n"
+            "    c.ProcessPoolExecutor(mp_context=m.get_context('spawn')).submit(work, 21)\n",
             "fork.py": "import alpha, os, sys\nif os.fork(): os.wait()\n",
         }
         self.write(self.own, programs | {"syntax.py": "import alpha\n  wrong(\n"})
