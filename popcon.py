@@ -1223,7 +1223,7 @@ def requirements(info: str) -> "list[str]":
 def required(names: "set[str]", silent: "set[str]", wants: "Graph") -> "tuple[Graph, Graph]":
     """Return who may require each library, and who does: of the names, and what these require."""
     re = standard("re")
-    found: tuple[Graph, Graph] = {}, {}
+    found: tuple[Graph, Graph] = ({}, {})
     queue = [(name, "*" if name in silent else "") for name in names]
     known = set(queue)
     for name, extra in queue:  # which grows
