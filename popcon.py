@@ -309,10 +309,10 @@ def standard(name: str) -> "Any":
     return sys.modules[name]
 
 
-def read(path: str) -> bytes:
+def read(path: str, how: int = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)) -> bytes:
     """Return what is in the file, nothing if it can't be read; a pipe never blocks."""
     try:
-        file = os.open(path, getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        file = os.open(path, how)
         try:
             return os.read(file, os.fstat(file).st_size)  # a pipe or a device has no size
         finally:

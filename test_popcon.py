@@ -166,7 +166,7 @@ class Case(unittest.TestCase):
         return subprocess.run(
             [python, *flags, *program, *(arguments or [])], cwd=cwd or self.own,
             env=clean_environ(**{"PYTHONPATH": path} | settings),
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
 
     def used(self, code: str, *flags: str, before: str = "", **options: Any) -> set[str]:
@@ -1038,7 +1038,7 @@ def execute(cell):
     for _ in range(2):
         heard = []
         try:
-            client.execute_interactive(cell, timeout=30, output_hook=heard.append)
+            client.execute_interactive(cell, timeout=60, output_hook=heard.append)
         except TimeoutError:
             if heard:
                 sys.exit(f"no end of {cell!r}: {heard}")
