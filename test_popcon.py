@@ -141,7 +141,7 @@ class Case(unittest.TestCase):
         self.write(folder, dict.fromkeys(files, source))
         info = info or f"{re.sub('[-.]+', '_', name)}-1.0.dist-info"
         text = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n\nText\nName: not-me\n"
-        meta = {f"{info}/{path}": text for path, text in ({"METADATA": text} | (more or {})).items()}
+        meta = {f"{info}/{path}": made for path, made in {"METADATA": text, **(more or {})}.items()}
         self.write(folder, meta)
         if record == "":
             record = "".join(f"{path},sha256=abc,1\n" for path in [*meta, *files, f"{info}/RECORD"])
@@ -1778,7 +1778,8 @@ class TestInstall(Lone):
     def test_older_pythons_are_told_in_a_sentence_and_by_start_up_files_nothing(self) -> None:
         self.command("install --all-processes")
         for python in OLD_PYTHONS:
-            for text in (readme_block("python", "try:"), self.startup.read_text(), self.pth.read_text()):
+            start_up = self.startup.read_text(), self.pth.read_text()
+            for text in (readme_block("python", "try:"), *start_up):
                 self.write(self.lone, {"sitecustomize.py": text})
                 ended = self.run_python("print(1)", python=python, PYTHONPATH=str(self.lone))
                 self.assertEqual((ended.stdout, ended.stderr), ("1\n", ""))
@@ -2634,7 +2635,8 @@ class TestReadme(Case):
 
         folder = place / "empty"
         scraping = readme_block("yaml", "scrape_configs:")
-        self.write(folder, {"mapping.yml": readme_block("yaml", "mappings:"), "prometheus.yml": moved(scraping)})
+        mapping = readme_block("yaml", "mappings:")
+        self.write(folder, {"mapping.yml": mapping, "prometheus.yml": moved(scraping)})
         shutil.copy(SOURCE, folder)
         ask = "import sys, urllib.parse as p, urllib.request as r; "
         ask += "[print(r.urlopen(sys.argv[1] + p.quote(q)).read().decode()) for q in sys.argv[2:]]"
