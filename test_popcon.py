@@ -283,6 +283,7 @@ class TestWhatCounts(Case):
         self.expect("import dropped, host.dropped", "host")
         self.expect("sys.path.insert(0, ''); import guest_tool, mine", "")
         self.expect("import json, csv, decimal, sqlite3, xml.dom.minidom, concurrent.futures", "")
+        self.assertEqual(popcon.executed_files({"by_another_name": os}), set())
 
     def test_source_trees_and_editable_installs_never_count(self) -> None:
         info = {"PKG-INFO": "Name: mine\n", "top_level.txt": "mine\n"}
