@@ -152,8 +152,8 @@ def metadata_in(root: str) -> "list[str]":
 def paths_below(root: str, files: "Iterable[str]") -> "dict[bytes, str]":
     """Map the path below the root, as RECORD has it, to the file, for each that lies there."""
     start = root and root + os.sep
-    below = {file[len(start) :]: file for file in files if file.startswith(start)}
-    paths = {os.fsencode(path.replace(os.sep, "/")): below[path] for path in below}
+    below = [file for file in files if file.startswith(start)]
+    paths = {os.fsencode(file[len(start) :].replace(os.sep, "/")): file for file in below}
     # Where bytecode took the place of sources, RECORD lists the sources all the same.
     return {**paths, **{path[:-1]: paths[path] for path in paths if path.endswith(b".pyc")}}
 
