@@ -44,6 +44,7 @@ import popcon
 
 HERE = Path(__file__).resolve().parent
 SOURCE = Path(popcon.__file__).resolve()
+README = (HERE / "README.md").read_text(encoding="utf-8")
 EXPORTER = os.environ.get("POPCON_TEST_STATSD_EXPORTER", "")
 STATSD = os.environ.get("POPCON_TEST_STATSD", "")
 LARGE = os.environ.get("POPCON_TEST_LARGE", "")
@@ -62,8 +63,7 @@ def clean_environ(**settings: str) -> dict[str, str]:
 
 
 def readme_blocks(language: str) -> list[str]:
-    text = (HERE / "README.md").read_text(encoding="utf-8")
-    return re.findall(rf"(?ms)^ *```{language}\n(.*?)^ *```$", text)
+    return re.findall(rf"(?ms)^ *```{language}\n(.*?)^ *```$", README)
 
 
 def readme_block(language: str, start: str) -> str:
@@ -77,6 +77,10 @@ def free_port(kind: int = socket.SOCK_STREAM) -> int:
         return int(one.getsockname()[1])
 
 
+def settings_for(port: int, address: str = "127.0.0.1") -> dict[str, Any]:
+    return {"PYTHON_POPCONTEST_STATSD_HOST": address, "PYTHON_POPCONTEST_STATSD_PORT": str(port)}
+
+
 class Server(socket.socket):
     """A statsd server that only listens."""
 
@@ -85,10 +89,7 @@ class Server(socket.socket):
         super().__init__(family, socket.SOCK_DGRAM)
         self.bind((address, 0))
         self.port = self.getsockname()[1]
-        self.settings: dict[str, Any] = {
-            "PYTHON_POPCONTEST_STATSD_HOST": address,
-            "PYTHON_POPCONTEST_STATSD_PORT": str(self.port),
-        }
+        self.settings = settings_for(self.port, address)
 
     def received(self, wait: float = 0.0) -> list[bytes]:
         """What came since the last call; loopback delivers before the sender goes on."""
@@ -186,12 +187,20 @@ class Case(unittest.TestCase):
             return server.names(0.0), result.stdout, result.stderr, result.returncode
 
     def start(self, *command: object) -> subprocess.Popen[bytes]:
-        """Start a server, which ends with the test."""
+        """Start a server in the test's folder; it ends with the test."""
         silent: Any = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
-        process = subprocess.Popen([*map(str, command)], **silent)
+        process = subprocess.Popen([*map(str, command)], cwd=self.folder, **silent)
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)  # which comes first
         return process
+
+    def wait_until(self, holds: Callable[[], object], tries: int = 300) -> None:
+        """Wait until it holds, and raises no OSError, a tenth of a second between the tries."""
+        for _ in range(tries):
+            with contextlib.suppress(OSError):
+                if holds():
+                    break
+            time.sleep(0.1)
 
     @contextlib.contextmanager
     def exporter(self, place: tuple[int, int] = (0, 0)) -> Iterator[tuple[dict[str, Any], Any]]:
@@ -202,8 +211,6 @@ class Case(unittest.TestCase):
         """
         self.write(self.folder, {"mapping.yaml": readme_block("yaml", "mappings:")})
         statsd, port = place if place[0] else (free_port(socket.SOCK_DGRAM), free_port())
-        settings = {"PYTHON_POPCONTEST_STATSD_HOST": "127.0.0.1"}
-        settings["PYTHON_POPCONTEST_STATSD_PORT"] = str(statsd)
         process = self.start(
             EXPORTER, f"--statsd.mapping-config={self.folder / 'mapping.yaml'}",
             f"--statsd.listen-udp=127.0.0.1:{statsd}", f"--web.listen-address=127.0.0.1:{port}",
@@ -217,12 +224,8 @@ class Case(unittest.TestCase):
             return {name: float(value) for name, _, value in samples}
 
         metrics.place = statsd, port  # type: ignore[attr-defined]
-        for _ in range(100):
-            with contextlib.suppress(OSError):
-                metrics()
-                break
-            time.sleep(0.1)
-        yield settings, metrics
+        self.wait_until(metrics, tries=100)
+        yield settings_for(statsd), metrics
         process.kill()
         process.wait()
 
@@ -1028,7 +1031,7 @@ class TestForks(Libraries):
         self.assertEqual(counted.result(), {"alpha": 1, "beta": 1})  # one had the request
 
 
-# Drives a real kernel: cells come as JSON on stdin; what each printed goes out.
+# Drives a real kernel through cells, and to its end; what each cell printed goes out.
 KERNEL = """
 import json, sys
 from jupyter_client.manager import start_new_kernel
@@ -1048,16 +1051,20 @@ def execute(cell):
             return "".join([one.get("text") or "".join(one.get("traceback", ())) for one in said])
     sys.exit(f"nothing was heard of {cell!r}")
 
-job = json.load(sys.stdin)
 manager, client = start_new_kernel(kernel_name="python3", startup_timeout=60)
 manager.shutdown_wait_time = 60
-out = [execute(cell) for cell in job["cells"]]
-if job["end"] == "restart":
+out = [execute(cell) for cell in cells]
+if end == "restart":
     manager.restart_kernel(now=True)
     client.wait_for_ready(timeout=60)
-manager.shutdown_kernel(now=job["end"] == "kill")
+manager.shutdown_kernel(now=end == "kill")
 print(json.dumps(out))
 """
+SHELLS_FOLDERS = "HOME", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"
+
+
+def kernel_code(*cells: str, end: str) -> str:
+    return f"cells, end = {cells!r}, {end!r}\n{KERNEL}"
 
 
 @unittest.skipUnless(JUPYTER, "needs POPCON_TEST_JUPYTER, a python with ipykernel, bs4, sympy")
@@ -1071,16 +1078,14 @@ class TestShells(Case):
 
     def run_there(self, code: str, **settings: Any) -> subprocess.CompletedProcess[str]:
         """Run the code where IPython is, and reports to the server."""
-        folders = dict.fromkeys(["HOME", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"], str(self.own))
+        folders = dict.fromkeys(SHELLS_FOLDERS, str(self.own))
         settings = self.server.settings | folders | settings
         return self.run_python(code, "-W", "ignore", python=JUPYTER, **settings)
 
     def kernel(self, *cells: str, end: str = "shutdown", **settings: str) -> list[str]:
         """What each cell of a real kernel printed."""
-        job = json.dumps({"cells": cells, "end": end})
-        code = f"import io, sys; sys.stdin = io.StringIO({job!r})\n{KERNEL}"
         for _ in range(2):  # now and then one on 3.10 hears nothing any more, even without popcon
-            ended = self.run_there(code, **settings)
+            ended = self.run_there(kernel_code(*cells, end=end), **settings)
             if "nothing was heard" not in ended.stderr:
                 break
             self.server.received()
@@ -1295,10 +1300,7 @@ class TestRealThings(Case):
     def settled(self, settings: dict[str, Any], counts: Callable[[], Any]) -> dict[str, float]:
         """What a server counted when it has counted the datagram that comes after all others."""
         popcon.send([b"last:1|c"], "127.0.0.1", int(settings["PYTHON_POPCONTEST_STATSD_PORT"]))
-        for _ in range(300):
-            if "last" in counts():
-                break
-            time.sleep(0.1)
+        self.wait_until(lambda: "last" in counts())
         return {name: n for name, n in counts().items() if re.match("python_popcon|.*bad_", name)}
 
     @unittest.skipUnless(EXPORTER, "needs POPCON_TEST_STATSD_EXPORTER, the path of statsd_exporter")
@@ -1333,9 +1335,7 @@ class TestRealThings(Case):
             dgram.createSocket = (type, call) => create({type, recvBufferSize: 4194304}, call);
             """
         self.write(self.folder, {"config.js": json.dumps(config), "buffer.js": buffer})
-        command, null = ["node", "-r", "./buffer.js", STATSD, "config.js"], subprocess.DEVNULL
-        node = self.open(subprocess.Popen(command, cwd=self.folder, stdout=null, stderr=null))
-        self.addCleanup(node.kill)
+        self.start("node", "-r", "./buffer.js", STATSD, "config.js")
 
         def counters() -> dict[str, int]:
             with socket.create_connection(("127.0.0.1", port), timeout=5) as management:
@@ -1343,11 +1343,7 @@ class TestRealThings(Case):
                 answer = "".join(iter(management.makefile().readline, "END\n"))
             return {name: int(n) for name, n in re.findall(r"'?([\w.-]+)'?: (\d+)", answer)}
 
-        for _ in range(300):
-            with contextlib.suppress(OSError):
-                counters()
-                break
-            time.sleep(0.1)
+        self.wait_until(counters)
         return server.settings, counters
 
     @unittest.skipUnless(STATSD, "needs POPCON_TEST_STATSD, the reference server's stats.js")
@@ -1364,7 +1360,7 @@ class TestRealThings(Case):
 
 # ---- the commands -------------------------------------------------------------------
 
-ALPHA = "python_popcon.library_used.alpha:1|c"
+ALPHA = f"{PREFIX}alpha:1|c"
 NOTHING = "popcon: nothing would be sent: no library was used"
 
 
@@ -1897,9 +1893,8 @@ class TestInstall(Lone):
         on = r"\nok +processes +not each reports.*\nok +IPython +every session reports\n"
         self.assertRegex(self.command("selftest"), on)
         self.command("install --all-processes")
-        job = json.dumps({"cells": ["1/0", "import alpha; print(dir())"], "end": "kill"})
-        kernel = f"import io, sys; sys.stdin = io.StringIO({job!r})\n{KERNEL}"
-        own = dict.fromkeys(["HOME", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"], str(self.own))
+        kernel = kernel_code("1/0", "import alpha; print(dir())", end="kill")
+        own = dict.fromkeys(SHELLS_FOLDERS, str(self.own))
         with Server() as server:
             status, out, err = self.run_in_it(kernel, "-W", "ignore", **server.settings | own)
             self.assertEqual((status, "popcon" in out), (0, False), out + err)
@@ -2641,8 +2636,7 @@ class TestReadme(Case):
         shutil.copy(SOURCE, folder)
         ask = "import sys, urllib.parse as p, urllib.request as r; "
         ask += "[print(r.urlopen(sys.argv[1] + p.quote(q)).read().decode()) for q in sys.argv[2:]]"
-        readme = (HERE / "README.md").read_text("utf-8")
-        ((uninstall, end),) = re.findall("(?m)^To end it: `(.+?)`, and `(.+?)`", readme)
+        ((uninstall, end),) = re.findall("(?m)^To end it: `(.+?)`, and `(.+?)`", README)
         lines = ["exec 2>&1; set -e; trap 'kill -9 $(jobs -p) || :' EXIT"]
         lines += ["".join(readme_blocks("sh")[:2]).rstrip() + " || status=$?"]
         lines += [f"python -c '{ask}' http://localhost:9090/api/v1/query?query= \"$@\""]
@@ -2675,12 +2669,11 @@ class TestReadme(Case):
                 self.assertNotRegex(said, r"(?m)^popcon\.(py|pth)$")
 
     def test_its_other_commands_are_understood(self) -> None:
-        readme = (HERE / "README.md").read_text("utf-8")
         blocks = "".join(readme_blocks("sh")[2:-1])  # what is before and behind has its own test
         lines = re.split(r"\s*(?:&&|\|)\s*|\n", blocks.strip())
         self.assertGreater(len(lines), 3)
         lines.remove("xargs -r python -m pip uninstall --yes < unused.txt")
-        lines += re.findall(r"(?<!`)`([^`\n]*\bpython (?:-m popcon|popcon\.py) [^`\n]+)`", readme)
+        lines += re.findall(r"(?<!`)`([^`\n]*\bpython (?:-m popcon|popcon\.py) [^`\n]+)`", README)
         self.assertGreater(len(lines), 9)
         for line in lines:
             command = re.sub(r"^(sudo )?\S*\bpython (-m popcon|popcon\.py) ", "popcon ", line)
@@ -2699,8 +2692,7 @@ class TestReadme(Case):
                     self.assertEqual((ended.returncode, ended.stdout), (0, f"{expected}\n"))
 
     def test_names_every_setting_with_its_default(self) -> None:
-        readme = (HERE / "README.md").read_text("utf-8")
-        rows = dict(re.findall(r"(?m)^\| `(\w+)` \| (.+?) \|", readme))
+        rows = dict(re.findall(r"(?m)^\| `(\w+)` \| (.+?) \|", README))
         for name, (default, *_) in popcon.SETTINGS.items():
             self.assertEqual(rows.pop(name), f"`{default}`" if default else "none")
             self.assertIn(name, popcon.__doc__ or "")
