@@ -8,354 +8,588 @@ protocol. One UDP datagram like this is all that leaves the process:
     python_popcon.library_used.numpy:1|c
     python_popcon.library_used.pandas:1|c
 
-No user, no process, no time, no file name, nothing of a person's own code.
+It holds no user, process, time or file name, and nothing of a person's own code.
 
-Switch it on with `python popcon.py install`, or at the top of a script with `import popcon;
-popcon.setup_reporter()`, and by telling it where the statsd server is. Switch it off by
-leaving the host empty, with DO_NOT_TRACK=1, or with `python -m popcon uninstall`.
+Switch it on with "python popcon.py install", or at the top of a script with
+"import popcon; popcon.setup_reporter()", and by naming the statsd server. Switch
+it off by leaving the host empty, with DO_NOT_TRACK=1, or with
+"python -m popcon uninstall".
 
-    PYTHON_POPCONTEST_STATSD_HOST         name or address; nothing is sent without it
+    PYTHON_POPCONTEST_STATSD_HOST         name or address; without it, nothing is sent
     PYTHON_POPCONTEST_STATSD_PORT         default 9125
     PYTHON_POPCONTEST_STATSD_PREFIX       default python_popcon.library_used
     PYTHON_POPCONTEST_STATSD_SAMPLE_RATE  share of processes that report; default 1
-    PYTHON_POPCONTEST_DEBUG               set to 1: says on stderr what was sent, or why nothing was
+    PYTHON_POPCONTEST_SIGTERM             1: report when SIGTERM ends the process, too
+    PYTHON_POPCONTEST_DEBUG               1: say on stderr what was sent, or why nothing
     DO_NOT_TRACK                          set, and not 0: nothing is ever sent
 
-The file reads along the way of the data, from sys.modules to the socket; then who calls that,
-and when. What comes after "the command line" is run by those alone who type a command.
+What runs in people's processes comes first, and follows the data: from sys.modules
+to the files that were executed, to the libraries that own them, to datagrams. Then
+comes the reporter, which decides when that happens. What stands below the line "the
+command line" runs only for those who type a command.
 """
 
-# Every process pays for these, but a bare interpreter has loaded them all; see standard().
+# A bare interpreter has loaded all of these, so importing them costs nothing.
+import _signal  # type: ignore[import-not-found]
 import _thread
 import atexit
 import os
 import sys
+import time
 
 if sys.hexversion < 0x030A0000:
-    _failure = SystemExit if __name__ == "__main__" else ImportError
-    raise _failure("popcon needs Python 3.10 or later")
+    if __name__ == "__main__":
+        sys.exit("popcon needs Python 3.10 or later")
+    raise ImportError("popcon needs Python 3.10 or later")
 
-from _frozen_importlib import ModuleSpec
+from _frozen_importlib import BuiltinImporter, ModuleSpec, module_from_spec
 from _frozen_importlib_external import PathFinder, SourceFileLoader, SourcelessFileLoader
 
+# Only type checkers read this: importing typing takes longer than all of popcon.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any, NoReturn
-    Claims = Iterator[tuple[str, Iterable[bytes]]]  # a library, and which paths are its own
 
-__version__ = "2.0.0"
+    Paths = Iterable[str]  # relative to an entry of sys.path, as in RECORD
+    Owned = Iterator[tuple[str, Paths]]  # a library, and paths that it owns
+
+__version__ = "3.0.0"
 __all__ = ["report", "setup_reporter", "used_libraries"]
 
 
 # ---- sys.modules -> the files that were executed ------------------------------------
 
-FOLDER = os.path.dirname(getattr(os, "__file__", "none"))
-STANDARD = FOLDER, os.path.join(FOLDER, "lib-dynload"), os.path.join(sys.base_prefix, "DLLs")
-OWN_LOADERS = "builtins", "_frozen_importlib", "_frozen_importlib_external", "zipimport"
+ModuleType = type(sys)
 
-# Reads a module's namespace without asking the module, which may be lazy and would wake.
-namespace_of = vars(type(sys))["__dict__"].__get__
+STANDARD_LIBRARY = os.path.dirname(getattr(os, "__file__", ""))
+STANDARD_FOLDERS = (
+    STANDARD_LIBRARY,
+    os.path.join(STANDARD_LIBRARY, "lib-dynload"),
+    os.path.join(sys.base_prefix, "DLLs"),
+)
 
 
 def executed_files(modules: "Mapping[Any, object]") -> "set[str]":
-    """Return the files of those modules that were executed, but for the standard library's."""
+    """Return the files of the modules that were executed.
+
+    The standard library's are left out. So are lazy modules, which are executed only
+    when somebody uses them. If a top-level module has no file, because a loader of
+    somebody's own made it, its name stands for the file.
+    """
+    lazy_module = namespace_of(sys.modules.get("importlib.util")).get("_LazyModule", ())
     files = set()
-    lazy = getattr(sys.modules.get("importlib.util"), "_LazyModule", ())
     for name, module in modules.items():
-        if type(name) is str and name.partition(".")[0] not in sys.stdlib_module_names:
-            try:
-                files.add(None if issubclass(type(module), lazy) else executed_file(name, module))
-            except Exception as error:
-                debug(f"cannot tell the file of {name}: {error!r}")
-    return {file for file in files if file and file.rpartition(os.sep)[0] not in STANDARD}
+        if type(name) is not str or name.partition(".")[0] in sys.stdlib_module_names:
+            continue
+        try:
+            if issubclass(type(module), lazy_module):
+                continue
+            file = executed_file(name, module)
+        except Exception as error:
+            debug(f"cannot tell the file of the module {name}: {error!r}")
+            continue
+        if file and file.rpartition(os.sep)[0] not in STANDARD_FOLDERS:
+            files.add(file)
+    return files
 
 
-def executed_file(name: str, module: object) -> "Any":
-    """Return the file of a module, or its name; None if it was not executed, or is of nobody."""
-    namespace = namespace_of(module) if issubclass(type(module), type(sys)) else {}
-    spec, file = namespace.get("__spec__"), namespace.get("__file__")
+def executed_file(name: str, module: object) -> "str | None":
+    """Return the file of a module, None if it has none or was not executed.
+
+    Raises UnicodeEncodeError for a path that no file can have.
+    """
+    if module is None:
+        return None  # somebody has forbidden to import it
+    namespace = namespace_of(module)
+    spec = namespace.get("__spec__")
+    file = namespace.get("__file__")
     if type(spec) is ModuleSpec:
-        # *-nspkg.pth files make modules of a source that nobody executes: exec() leaves a mark
-        # in the namespace, import in the spec.
-        is_marked = "__builtins__" in namespace or hasattr(spec, "_initializing")
-        if not is_marked and type(spec.loader) in (SourceFileLoader, SourcelessFileLoader):
+        if not was_executed(spec, namespace):
             return None
-        if file is not spec.origin and spec.has_location and (file is None or spec.name is name):
-            file = spec.origin  # whatever the module made of __file__, as tlz does
-        if file is None and "." not in name and type(spec.loader).__module__ not in OWN_LOADERS:
-            return name  # it has no file, but a loader of somebody's own
+        # Some modules change their __file__, as tlz does. Others have the spec of
+        # another module.
+        if spec.has_location and (file is None or spec.name is name):
+            file = spec.origin
+        if file is None and is_made_without_file(name, spec):
+            return name
     elif name in ("__main__", "__mp_main__"):
-        return None  # a script, somebody's own; run with -m it has a spec
-    elif file is None and "." not in name and type(module) is not type(sys) and module is not None:
-        # A module put an object in its own place, as sh does. To look for it executes nothing.
-        spec = PathFinder.find_spec(name)
-        file = spec and spec.origin
-    # No "<string>"; what no file can be named makes os.fsencode() raise.
-    return file if type(file) is str and os.sep in file and os.fsencode(file) else None
+        return None  # a script is a person's own; what "python -m" runs has a spec
+    elif file is None and "." not in name and type(module) is not ModuleType:
+        # The module has put another object in its own place, as sh does.
+        found = PathFinder.find_spec(name)
+        file = found and found.origin
+    if type(file) is not str or os.sep not in file:
+        return None  # "<string>", for instance
+    os.fsencode(file)
+    return file
+
+
+def namespace_of(module: object) -> "dict[str, Any]":
+    """Return the namespace of a module, an empty one for any other object.
+
+    What is in sys.modules may be lazy, or an object of somebody's own. So this runs
+    no code of it, which getattr(), isinstance() and vars() could do.
+    """
+    if not issubclass(type(module), ModuleType):
+        return {}
+    namespace: dict[str, Any] = object.__getattribute__(module, "__dict__")
+    return namespace or {}  # a module that was never initialized has None
+
+
+def was_executed(spec: "ModuleSpec", namespace: "dict[str, Any]") -> bool:
+    """Tell whether a module was executed, and not merely created.
+
+    The *-nspkg.pth files of older namespace packages create modules from a source
+    that nobody executes. exec() adds __builtins__ to a namespace, and import adds
+    _initializing to a spec.
+    """
+    if type(spec.loader) not in (SourceFileLoader, SourcelessFileLoader):
+        return True
+    return "__builtins__" in namespace or hasattr(spec, "_initializing")
+
+
+def is_made_without_file(name: str, spec: "ModuleSpec") -> bool:
+    """Tell whether a loader of somebody's own made a top-level module.
+
+    Python's own makes namespace packages without a file.
+    """
+    loader = type(spec.loader)
+    return "." not in name and loader.__module__ != "_frozen_importlib_external"
 
 
 # ---- files -> the libraries that own them -------------------------------------------
 
-def owners(files: "set[str]", new: "set[str]") -> "dict[str, set[str]]":
-    """Map the libraries that own some of the files to these, where new ones were imported from."""
+METADATA_SUFFIXES = (".dist-info", ".egg-info", "EGG-INFO")
+READ_LIMIT = 64 << 20  # bytes of a file; no RECORD in use comes near it
+
+
+def owners(new: "set[str]", earlier: "Iterable[str]" = ()) -> "dict[str, set[str]]":
+    """Map each library that owns some new files to the files that it owns.
+
+    new: files, as executed_files() returns them
+    earlier: more files; they are listed for libraries that own a new one as well
+    """
     found: dict[str, set[str]] = {}
-    rest = set(files)  # nobody's so far
-    # In order of trust: the next is asked for what is still nobody's.
-    trusted = claims_by_record, claims_by_package_manager, claims_by_name
-    roots = [*import_roots(new), ""]  # the last for what lies nowhere
-    for claims in (*trusted, claims_in_archive, claims_by_finders):
-        for root in [] if new.isdisjoint(rest) else roots:
-            paths = paths_below(root, rest)
-            if new.isdisjoint(paths.values()):
-                continue
-            try:
-                for library, listed in claims(root, paths):
-                    if library and listed:
-                        found.setdefault(library, set()).update([paths[path] for path in listed])
-            except Exception as error:
-                debug(f"cannot tell whose {[*paths][:3]} and others are: {error!r}")
-            rest.difference_update(*found.values())
+    unowned = new.union(earlier)
+    for entry in path_entries(new):
+        # In order of trust and cost. Each is asked only for what is left over.
+        for ask in (
+            entry.ask_namesakes,
+            entry.ask_lookalikes,
+            entry.ask_all_others,
+            entry.ask_package_managers,
+            entry.ask_names,
+        ):
+            paths = paths_below(entry.path, unowned)
+            wanted = {path for path in paths if paths[path] in new}
+            if not wanted:
+                break
+            for library, owned in answers(ask, paths, wanted):
+                files = {paths[path] for path in owned}
+                found.setdefault(library, set()).update(files)
+                unowned -= files
+    names = {name for name in new if os.sep not in name}
+    for library, owned in answers(ask_packages_distributions, names, names):
+        found.setdefault(library, set()).update(owned)
+    found.pop("", None)  # a library that is editable, or has no valid name
     return found
 
 
-def import_roots(files: "Iterable[str]") -> "list[str]":
-    """Return the folders and archives out of which files were imported, outer ones first."""
+def answers(
+    ask: "Callable[[Paths, Paths], Owned]", paths: "Paths", wanted: "Paths"
+) -> "list[tuple[str, Paths]]":
+    """Ask about the owners of paths, and return nothing if that fails."""
+    try:
+        return list(ask(paths, wanted))
+    except Exception as error:
+        debug(f"cannot tell who owns {list(wanted)[:3]} and others: {error!r}")
+        return []
+
+
+def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
+    """Return the folders with metadata that files were imported from, outer ones first.
+
+    Outer ones come first since a library owns the libraries that it brings along in a
+    folder of its own, even if it puts that folder on sys.path.
+    """
     above: set[str] = set()
     for folder in files:
         while folder and folder not in above:
             above.add(folder)
             folder = folder.rpartition(os.sep)[0]
-    # A finder knows in full what is relative on sys.path.
-    full = {entry: getattr(f, "path", entry) for entry, f in dict(sys.path_importer_cache).items()}
-    on_path = {full.get(e, e).rstrip(os.sep) for e in sys.path or () if type(e) is str}
-    roots: list[str] = []
-    for root in sorted(above & {*on_path, *full.values()}, key=len):
-        # Python searches packages, too: these lie in a root.
-        if root in on_path or not root.startswith(tuple([outer + os.sep for outer in roots])):
-            roots.append(root)
-    return roots
-
-
-def metadata_in(root: str) -> "list[str]":
-    """Return the paths of the metadata folders or files (PEP 376) in the folder."""
-    # Python has listed the folder when it imported from there: no need to do so again.
-    names = getattr(sys.path_importer_cache.get(root), "_path_cache", None)
-    try:
-        names = names or (root and os.listdir(root))
-    except (OSError, ValueError):
-        return []  # an archive, gone, or no path at all
-    endings = ".dist-info", ".egg-info", "EGG-INFO"
-    return [f"{root}{os.sep}{name}" for name in names if name.endswith(endings)]
-
-
-def paths_below(root: str, files: "Iterable[str]") -> "dict[bytes, str]":
-    """Map the path below the root, as RECORD has it, to the file, for each that lies there."""
-    start = root and root + os.sep
-    below = [file for file in files if file.startswith(start)]
-    paths = {os.fsencode(file[len(start) :].replace(os.sep, "/")): file for file in below}
-    # Where bytecode took the place of sources, RECORD lists the sources all the same.
-    return {**paths, **{path[:-1]: paths[path] for path in paths if path.endswith(b".pyc")}}
-
-
-def claims_by_record(root: str, paths: "Mapping[bytes, str]") -> "Claims":
-    """Yield each library with those of the paths that its RECORD lists (PEP 376, PEP 627)."""
-    infos, wanted, starts = metadata_in(root), {*paths}, {path[:4] for path in paths}
-    if not infos:
-        return
-    may_list: Callable[[bytes], object] = len
-    try:
-        # Most need not be taken apart: a line's first four bytes tell, each by four classes.
-        re, ordered, size = standard("re"), sorted(starts), len(starts) // 4 + 1
-        groups = [ordered[at : at + size] for at in range(0, len(starts), size)]
-        classes = [b"".join([b"[%b]" % re.escape(bytes(c)) for c in zip(*one)]) for one in groups]
-        may_list = re.compile(b'\n(?:"|%b)' % b"|".join(classes)).search
-    except Exception as error:  # somebody's own re.py is loaded, or an enum.py with which re fails
-        debug(f"all RECORDs are taken apart: {error!r}")
-    for info in infos:
-        record = read(f"{info}{os.sep}RECORD")
-        if record[:4] in starts or record[:1] == b'"' or may_list(record):
-            listed = wanted.intersection(listed_paths(record))
-            if listed:
-                yield library_name(info), listed
-
-
-def listed_paths(record: bytes) -> "list[bytes]":
-    """Return the paths that a RECORD lists: of each line the first field, as CSV has it."""
-    lines = record.replace(b"\r", b"").split(b"\n")
-    if b'"' not in record:  # as pip writes it
-        return [line.partition(b",")[0] for line in lines]
-    ends = [(line[1:], b'",') if line[:1] == b'"' else (line, b",") for line in lines]
-    return [(line + b",").partition(end)[0].replace(b'""', b'"') for line, end in ends]
-
-
-def claims_by_package_manager(root: str, paths: "Mapping[bytes, str]") -> "Claims":
-    """Yield each library without RECORD with the paths in one package of dpkg's or conda's."""
-    bare = [info for info in metadata_in(root) if not os.path.isfile(f"{info}{os.sep}RECORD")]
-    lists = [("/var/lib/dpkg/info", "python3-", f"\n{root}/", b"\n")]
-    for prefix in {sys.prefix, sys.base_prefix}:
-        below = root[len(prefix) + 1 :].replace(os.sep, "/")
-        lists.append((os.path.join(prefix, "conda-meta"), "", f'"{below}/', b'"'))
-    for folder, begin, before, end in lists if bare else ():
-        for name in os.listdir(folder) if os.path.isdir(folder) else ():
-            if name.startswith(begin) and name.endswith((".list", ".json")):
-                package, start = read(os.path.join(folder, name)), os.fsencode(before)
-                inside = [i for i in bare if start + os.fsencode(os.path.basename(i)) in package]
-                held = [path for path in paths if inside and start + path + end in package]
-                for info in inside:
-                    yield library_name(info), held
-
-
-def claims_by_name(root: str, paths: "Mapping[bytes, str]") -> "Claims":
-    """Yield each library without RECORD with a path to which top_level.txt leads, or its name."""
-    tops = {}  # only where libraries get installed: elsewhere an egg-info is a source tree
-    for info in metadata_in(root) if root.endswith(("-packages", ".egg")) else ():
-        if not os.path.isfile(f"{info}{os.sep}RECORD"):
-            tops[library_name(info)] = text_of(f"{info}{os.sep}top_level.txt").split()
-    for path in paths if tops else ():
-        parts = os.fsdecode(path).partition(".")[0].split("/")
-        leads = {normalized("-".join(parts[:end])) for end in range(1, len(parts) + 1)}
-        able = [name for name, top in tops.items() if (parts[0] in top if top else name in leads)]
-        # Many may share a top-level name: then google-auth owns what is in google/auth.
-        own = [name for name in able if name in leads or name in parts]
-        for library in [max(own, key=len)] if own else able:
-            yield library, [path]
-
-
-def claims_in_archive(root: str, paths: "Mapping[bytes, str]") -> "Claims":
-    """Yield each library in a zip file with those of the paths to which its files or names lead."""
-    metadata: Any = os.path.isfile(root) and standard("importlib.metadata")
-    for distribution in metadata.distributions(path=[root]) if metadata else ():
+    entries = {}
+    for path, finder in list(sys.path_importer_cache.items()):
         try:
-            name = normalized(distribution.metadata["Name"] or "")
-            listed = {os.fsencode(str(file)) for file in distribution.files or ()}
-            tops = (distribution.read_text("top_level.txt") or name.replace("-", "_")).split()
-            starts = tuple([os.fsencode(top + end) for top in tops for end in "/."])
-            yield name, [p for p in paths if (p in listed if listed else p.startswith(starts))]
+            # The path in full, if it is relative on sys.path.
+            path = getattr(finder, "path", path).rstrip(os.sep)
+            if path in above:
+                # Python's own finders have listed the folder already.
+                entry = PathEntry(path, getattr(finder, "_path_cache", ()))
+                if entry.unread:
+                    entries[path] = entry
         except Exception as error:
-            debug(f"cannot read a library in {root}: {error!r}")
+            debug(f"cannot tell what is installed in {path}: {error!r}")
+    return sorted(entries.values(), key=lambda entry: len(entry.path))
 
 
-def claims_by_finders(root: str, paths: "Mapping[bytes, str]") -> "Claims":
-    """Yield each library with the modules without a file that somebody's own finder knows."""
-    names = {name: path for path, name in paths.items() if os.sep not in name}
-    if root or not names:
-        return
-    metadata = standard("importlib.metadata")
-    # The others' class has this name, be it importlib.metadata's or a backport's.
-    own = [d for d in metadata.distributions() if type(d).__name__ != "PathDistribution"]
-    known = {normalized(d.metadata["Name"] or "") for d in own}
-    libraries = metadata.packages_distributions() if known else {}
-    for name in names.keys() & libraries.keys():
-        for library in known.intersection(map(normalized, libraries[name])):
-            yield library, [names[name]]
+def paths_below(folder: str, files: "Iterable[str]") -> "dict[str, str]":
+    """Map paths relative to the folder, as in RECORD, to the files that lie below it."""
+    start = folder + os.sep
+    paths = {}
+    for file in files:
+        if file.startswith(start):
+            path = file[len(start) :].replace(os.sep, "/")
+            paths[path] = file
+            if path.endswith(".pyc"):  # RECORD may list the source that it came from
+                paths[path[:-1]] = file
+    return paths
 
 
-def library_name(info: str) -> str:
-    """Return the library's name from its metadata, "" if it has none or is editable (PEP 610)."""
-    if b'"editable":true' in b"".join(read(f"{info}{os.sep}direct_url.json").split()):
+class PathEntry:
+    """A folder on sys.path, with the distributions in it.
+
+    unread: distributions whose RECORD was not read
+    without_record: distributions that turned out to have none
+    """
+
+    def __init__(self, path: str, names: "Iterable[str]") -> None:
+        self.path = path
+        self.unread: set[Distribution] = set()
+        self.without_record: list[Distribution] = []
+        for name in names:
+            if name.endswith(METADATA_SUFFIXES):
+                self.unread.add(Distribution(path, name))
+
+    # The ways to ask for owners follow. Each takes the paths of all modules that have
+    # no owner yet, and those of the new ones among them, which decide whom to ask. It
+    # yields libraries, each with those of the paths that it owns.
+
+    def ask_namesakes(self, paths: "Paths", wanted: "Paths") -> "Owned":
+        """Read the RECORDs of distributions that have the name of a module.
+
+        To read all RECORDs takes seconds on a network file system.
+        """
+        tops = {squeezed(top) for top in top_levels(wanted)}
+        likely = {one for one in self.unread if one.short_name in tops}
+        return self.ask_records(likely, paths, wanted)
+
+    def ask_lookalikes(self, paths: "Paths", wanted: "Paths") -> "Owned":
+        """Read the RECORDs of distributions whose name resembles that of a module.
+
+        So python-dateutil resembles dateutil, scikit-learn resembles sklearn, and
+        protobuf is a part of google/protobuf.
+        """
+        packages = set()
+        for path in wanted:
+            parts = path.partition(".")[0].split("/")
+            packages.add(squeezed("/".join(parts[:2])))
+        tops = {package.partition("/")[0] for package in packages}
+        text = " ".join(packages)
+        likely = set()
+        for one in self.unread:
+            name = one.short_name
+            if name in text or any(has_letters(name, top) for top in tops):
+                likely.add(one)
+        return self.ask_records(likely, paths, wanted)
+
+    def ask_all_others(self, paths: "Paths", wanted: "Paths") -> "Owned":
+        """Read the RECORDs that have not been read so far."""
+        return self.ask_records(self.unread, paths, wanted)
+
+    def ask_records(
+        self, distributions: "set[Distribution]", paths: "Paths", wanted: "Paths"
+    ) -> "Owned":
+        """Read RECORDs, and yield the libraries that list some of the paths (PEP 376)."""
+        self.unread = self.unread - distributions
+        tops = tuple(map(os.fsencode, top_levels(wanted)))
+        for distribution in distributions:
+            record = distribution.read("RECORD")
+            if not record:
+                self.without_record.append(distribution)
+            # To look at each line of all RECORDs takes longer than to search them.
+            may_list = len(tops) > 5 or b'"' in record or record.startswith(tops)
+            if may_list or any(b"\n" + top in record for top in tops):
+                listed = listed_paths(decoded(record)).intersection(paths)
+                if listed:
+                    yield distribution.name(), listed
+
+    def ask_package_managers(self, paths: "Paths", wanted: "Paths") -> "Owned":
+        """Read the lists of files that dpkg and conda keep of their packages.
+
+        Debian leaves out most RECORDs, and conda some. There a library owns what is in
+        the same package as its metadata.
+        """
+        below = self.path.removeprefix(sys.prefix + os.sep).replace(os.sep, "/")
+        for lists, begin, start, end in (
+            ("/var/lib/dpkg/info/", "python3-", f"\n{self.path}/", "\n"),
+            (f"{sys.prefix}/conda-meta/", "", f'"{below}/', '"'),
+        ):
+            if self.without_record and os.path.isdir(lists):
+                for name in os.listdir(lists):
+                    if name.startswith(begin) and name.endswith((".list", ".json")):
+                        package = text_of(lists + name)
+                        yield from self.in_package(package, start, end, paths)
+
+    def in_package(
+        self, package: str, start: str, end: str, paths: "Paths"
+    ) -> "Owned":
+        """Yield the libraries in a package, with those of the paths that it lists.
+
+        start, end: what stands in it before and behind a path below the folder
+        """
+        for distribution in self.without_record:
+            if start + distribution.info in package:
+                listed = [path for path in paths if start + path + end in package]
+                if listed:
+                    yield distribution.name(), listed
+
+    def ask_names(self, paths: "Paths", wanted: "Paths") -> "Owned":
+        """Compare the names of libraries without a RECORD with those of modules."""
+        if not self.path.endswith(("-packages", ".egg")):
+            return  # an .egg-info elsewhere describes the source tree of a person's own
+        modules = {}
+        for distribution in self.without_record:
+            library = distribution.name()
+            text = decoded(distribution.read("top_level.txt"))
+            assumed = [library.partition("-")[0], library.replace("-", "_")]
+            modules[library] = text.split() or assumed
+        for path in paths:
+            stem = path.partition(".")[0]
+            top = stem.partition("/")[0]
+            able = [library for library in modules if top in modules[library]]
+            # Many may share a top-level package. Then google-auth owns google/auth.
+            name = squeezed(stem.replace("/", ""))
+            exact = [library for library in able if squeezed(library) in name]
+            if exact:
+                able = [max(exact, key=len)]
+            for library in able:
+                yield library, [path]
+
+
+def top_levels(paths: "Iterable[str]") -> "set[str]":
+    """Return the names of top-level modules and packages, such as six for six.py."""
+    return {path.partition("/")[0].partition(".")[0] for path in paths}
+
+
+def has_letters(name: str, module: str) -> bool:
+    """Tell whether a name has all letters of a module's name, in the same order."""
+    if module in name:
+        return True
+    if name[:1] != module[:1]:
+        return False  # that would be far-fetched
+    rest = iter(name)
+    return all(letter in rest for letter in module)  # goes on behind the last letter
+
+
+def listed_paths(record: str) -> "set[str]":
+    """Return the paths that a RECORD lists: the first field of each line, as in CSV."""
+    if '"' not in record:  # as pip writes it
+        return {line.partition(",")[0] for line in record.split("\n")}
+    paths = set()
+    for line in record.split("\n"):
+        if line.startswith('"'):
+            paths.add(line[1:].partition('",')[0].replace('""', '"'))
+        else:
+            paths.add(line.partition(",")[0])
+    return paths
+
+
+def ask_packages_distributions(modules: "Paths", _: "Paths") -> "Owned":
+    """Ask importlib.metadata about modules that have no file.
+
+    That takes long, so it is the last resort. It is of use only if a finder of
+    somebody's own knows distributions that do not lie in folders. Then importlib.metadata
+    is loaded already. The finder of its backport importlib_metadata is none of those.
+    """
+    metadata = sys.modules.get("importlib.metadata")
+    has_finder = False
+    for finder in sys.meta_path:
+        if hasattr(finder, "find_distributions") and finder is not PathFinder:
+            has_finder |= type(finder).__name__ != "MetadataPathFinder"
+    if modules and metadata and has_finder:
+        libraries = metadata.packages_distributions()
+        for module in modules:
+            for name in libraries.get(module, ()):
+                yield normalized(name), [module]
+
+
+class Distribution:
+    """An installed library, as its .dist-info (PEP 376) or .egg-info describes it."""
+
+    def __init__(self, folder: str, info: str) -> None:
+        self.folder = folder
+        self.info = info
+        self.short_name = squeezed(info.removesuffix(".egg-info").partition("-")[0])
+
+    def read(self, *names: str) -> bytes:
+        """Return the content of a metadata file, nothing if it cannot be read.
+
+        Without a name, it is that of the .egg-info itself, which may be a file.
+        """
+        return read(os.sep.join([self.folder, self.info, *names]))
+
+    def header(self) -> "list[str]":
+        """Return the lines of the metadata above the description."""
+        content = self.read("METADATA") or self.read("PKG-INFO") or self.read()
+        header, _, _ = decoded(content).lstrip().partition("\n\n")
+        return header.split("\n")
+
+    def name(self) -> str:
+        """Return the normalized name, "" if it is not valid, or editable (PEP 610)."""
+        url = b"".join(self.read("direct_url.json").split())
+        if b'"editable":true' in url:
+            return ""
+        for line in self.header():
+            if line[:5].lower() == "name:":
+                return normalized(line[5:])
         return ""
-    for path in (f"{info}{os.sep}METADATA", f"{info}{os.sep}PKG-INFO", info):
-        header = read(path).replace(b"\r", b"").lstrip().partition(b"\n\n")[0]
-        for line in header.split(b"\n"):
-            if line[:5].lower() == b"name:":
-                return normalized(line[5:].decode("utf-8", "replace"))
-    return ""
+
+    def requirements(self) -> "list[str]":
+        """Return the names of what it requires, but for its extras (PEP 508)."""
+        names = []
+        for line in self.header():
+            field, _, name = line.partition(": ")
+            if field == "Requires-Dist" and "extra" not in name.partition(";")[2]:
+                for end in " [(<>=!~;":
+                    name = name.partition(end)[0]
+                names.append(normalized(name))
+        return names
 
 
 def normalized(name: str) -> str:
-    """Return the name as PEP 503 normalises it, "" if it is not a valid one, or endless."""
-    words = name.strip().lower().replace("_", "-").replace(".", "-").split("-")
-    is_valid = name.isascii() and "".join(words).isalnum() and len(name) <= 200
-    return "-".join(filter(None, words)) if is_valid else ""
+    """Return a name as PEP 503 normalizes it, "" if it is not valid, or endless."""
+    name = name.strip()
+    if not is_plain(name, "-_.") or len(name) > 200:
+        return ""
+    words = name.lower().replace("_", "-").replace(".", "-").split("-")
+    return "-".join(filter(None, words))
 
 
-def shells_own(roots: "Iterable[str]") -> "set[str]":
-    """Return IPython, ipykernel and all that they require: what that loads is nobody's choice."""
-    re = standard("re")
-    infos = [info for root in roots for info in metadata_in(root)]
-    by_name = {normalized(re.split("-|[.]egg-info", os.path.basename(i))[0]): i for i in infos}
-    own = ["ipython", "ipykernel"]
-    for name in own:  # which grows
-        header = text_of(f"{by_name.get(name, '')}{os.sep}METADATA").partition("\n\n")[0]
-        needs = re.findall(r"(?m)^Requires-Dist: *([\w.-]+)(?!.*;.*\bextra\b)", header)
-        own += {*map(normalized, needs)}.difference(own)
-    return {*own}
+def is_plain(text: str, others: str) -> bool:
+    """Tell whether a text holds ASCII letters or digits, and of other characters these."""
+    for character in others:
+        text = text.replace(character, "")
+    return text.isascii() and text.isalnum()
 
 
-class StandardFinder:
-    """Lets one thread find the standard library's own modules, whatever other folders hold."""
-
-    def __init__(self) -> None:
-        self.thread = _thread.get_ident()
-
-    def find_spec(self, name: str, path: object = None, _: object = None) -> "ModuleSpec | None":
-        is_ours = path is None and self.thread == _thread.get_ident()
-        return PathFinder.find_spec(name, STANDARD) if is_ours else None
+def squeezed(name: str) -> str:
+    """Return a name without case and separators, which are spelled in many ways."""
+    return name.lower().replace("-", "").replace("_", "").replace(".", "")
 
 
-def standard(name: str) -> "Any":
-    """Import a module of the standard library. Raises ImportError if another has its name."""
-    if name not in sys.modules:
-        finder: Any = StandardFinder()
-        sys.meta_path.insert(0, finder)
-        try:
-            __import__(name)
-        finally:
-            sys.meta_path.remove(finder)
-    file = executed_file(name, sys.modules[name])
-    if file and not file.startswith(STANDARD):
-        raise ImportError(f"{name} is not the standard library's but {file}")
-    return sys.modules[name]
+def read(path: str) -> bytes:
+    """Return the content of a file up to READ_LIMIT, nothing if it cannot be read.
 
-
-def read(path: str, how: int = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)) -> bytes:
-    """Return what is in the file, nothing if it can't be read; a pipe never blocks."""
+    It does not wait for a writer, as open() does if the file is a pipe. A pipe has no
+    size, so nothing is read of it.
+    """
+    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        file = os.open(path, how)
+        file = os.open(path, flags)
         try:
-            return os.read(file, os.fstat(file).st_size)  # a pipe or a device has no size
+            return os.read(file, min(os.fstat(file).st_size, READ_LIMIT))
         finally:
             os.close(file)
     except (OSError, ValueError):
         return b""
 
 
+def decoded(content: bytes) -> str:
+    """Return the text, decoded as Python decodes the names of files."""
+    text = content.decode(sys.getfilesystemencoding(), "surrogateescape")
+    return text.replace("\r", "")
+
+
 def text_of(path: str) -> str:
-    return read(path).decode("utf-8", "replace").replace("\r", "")
+    """Return the text in a file, nothing if it cannot be read."""
+    return decoded(read(path))
 
 
-# ---- libraries -> statsd lines -> datagrams -> socket ---------------------------------
+# ---- libraries -> statsd lines -> datagrams -> socket -------------------------------
 
 DATAGRAM = 1232  # bytes; the smallest IPv6 path, 1280, less the headers of IPv6 and UDP
 PATIENCE = 1.0  # seconds that a name server, or another thread, may hold up a report
 NAME_SERVER_PORT = 53
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-SETTINGS: "dict[str, tuple[str, str, Callable[[str], bool], str]]" = {
-    # The default, letters that can't spoil a line, what else has to hold, and it in words.
-    "PYTHON_POPCONTEST_STATSD_HOST": ("", LETTERS + ".:%-_",
-        lambda text: not text or text.count(":") != 1  # no label is empty, or longer (RFC 1035)
-        and all(0 < len(label) < 64 for label in text.removesuffix(".").split(".")),
-        "a name or an address, without a port: statsd.example, 10.0.0.3 or ::1"),
-    "PYTHON_POPCONTEST_STATSD_PORT": ("9125", "0123456789", lambda text: 0 < int(text[:6]) < 65536,
-        "a whole number from 1 to 65535, such as 9125"),
-    "PYTHON_POPCONTEST_STATSD_PREFIX": ("python_popcon.library_used", LETTERS + "_-.",
-        lambda text: all(text.split(".")) and len(text) <= 1000,
-        "at most 1000 of A-Z a-z 0-9 _ - with dots between, such as python_popcon.library_used"),
-    "PYTHON_POPCONTEST_STATSD_SAMPLE_RATE": ("1", "0123456789.",  # statsd reads no 1e-05
-        lambda text: len(text) < 20 and text.count(".") < 2 and 0 < float("0" + text) <= 1,
-        "a decimal number above 0 and not above 1, such as 0.1"),
-}  # fmt: skip
+HOST = "PYTHON_POPCONTEST_STATSD_HOST"
+PORT = "PYTHON_POPCONTEST_STATSD_PORT"
+PREFIX = "PYTHON_POPCONTEST_STATSD_PREFIX"
+SAMPLE_RATE = "PYTHON_POPCONTEST_STATSD_SAMPLE_RATE"
+SIGTERM = "PYTHON_POPCONTEST_SIGTERM"
+DEBUG = "PYTHON_POPCONTEST_DEBUG"
+
+
+def is_host(text: str) -> bool:
+    labels = text.removesuffix(".").split(".")
+    has_port = text.count(":") == 1
+    are_labels = all(labels) and max(map(len, labels)) < 64  # RFC 1035
+    return is_plain(text, ".:%-_") and are_labels and not has_port
+
+
+def is_port(text: str) -> bool:
+    return is_number(text) and len(text) < 6 and 0 < int(text) < 65536
+
+
+def is_prefix(text: str) -> bool:
+    return is_plain(text, ".-_") and len(text) <= 1000 and all(text.split("."))
+
+
+def is_sample_rate(text: str) -> bool:
+    is_decimal = is_number(text.replace(".", "", 1)) and len(text) < 20
+    return is_decimal and 0 < float(text) <= 1
+
+
+def is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+class Setting:
+    """The default of a setting, what tells whether a value is right, and that in words."""
+
+    def __init__(
+        self, default: str, is_right: "Callable[[str], bool]", words: str
+    ) -> None:
+        self.default = default
+        self.is_right = is_right
+        self.words = words
+
+
+SETTINGS = {
+    HOST: Setting(
+        "",
+        is_host,
+        "a name or an address, without a port: statsd.example, 10.0.0.3 or ::1",
+    ),
+    PORT: Setting("9125", is_port, "a whole number from 1 to 65535, such as 9125"),
+    PREFIX: Setting(
+        "python_popcon.library_used",
+        is_prefix,
+        "at most 1000 of A-Z a-z 0-9 _ - with dots between, such as "
+        "python_popcon.library_used",
+    ),
+    SAMPLE_RATE: Setting(
+        "1",
+        is_sample_rate,
+        "a decimal number above 0 and not above 1, such as 0.1",
+    ),
+}
 
 
 def setting(name: str) -> str:
-    """Return the value of one of SETTINGS in force. Raises ValueError, saying what is right."""
-    default, letters, is_right, words = SETTINGS[name]
-    text = os.environ.get(name) or default
-    if text.strip(letters) or not is_right(text):
-        raise ValueError(f"{name}={text!r}: must be {words}")
+    """Return the value in force of one of SETTINGS. Raises ValueError if it is wrong."""
+    text = os.environ.get(name, "")
+    if not text:
+        return SETTINGS[name].default
+    if not SETTINGS[name].is_right(text):
+        raise ValueError(f"{name}={text!r}: must be {SETTINGS[name].words}")
     return text
+
+
+def is_on(name: str) -> bool:
+    """Tell whether a setting that is a switch is set, and not 0."""
+    return os.environ.get(name, "0") not in ("", "0")
 
 
 def opted_out() -> bool:
@@ -364,21 +598,30 @@ def opted_out() -> bool:
 
 
 def debug(message: str) -> None:
-    """Say it on stderr, in one line, if PYTHON_POPCONTEST_DEBUG is set, and not 0."""
-    if os.environ.get("PYTHON_POPCONTEST_DEBUG", "0") not in ("", "0"):
-        try:
-            print("popcon:", *message.split(), file=sys.stderr, flush=True)
-        except Exception:  # closed, or a person's own: then nobody is listening
-            pass
+    """Write a message to stderr, in one line, if PYTHON_POPCONTEST_DEBUG is on.
+
+    It goes straight to the descriptor. If that is closed or full, print() would leave
+    text in a buffer, and Python would end with status 120 since it cannot write it.
+    """
+    if not is_on(DEBUG):
+        return
+    line = f"popcon: {' '.join(message.split())}\n"
+    try:
+        os.write(sys.stderr.fileno(), line.encode("utf-8", "backslashreplace"))
+    except Exception:
+        pass  # there is no stderr, or it is an object of somebody's own
 
 
 def statsd_line(library: str, prefix: str, rate: str = "1") -> bytes:
-    """Return the counter's line in the statsd protocol, without a newline."""
-    return f"{prefix}.{library}:1|c{'' if float(rate) == 1 else '|@' + rate}".encode("ascii")
+    """Return the line that adds one to a library's counter, without a newline."""
+    line = f"{prefix}.{library}:1|c"
+    if float(rate) < 1:
+        line += f"|@{rate}"
+    return line.encode("ascii")
 
 
 def datagrams(lines: "Iterable[bytes]") -> "list[bytes]":
-    """Join the lines, a newline between, to as few datagrams of at most DATAGRAM bytes."""
+    """Join lines, in their order, to few datagrams of at most DATAGRAM bytes."""
     packed: list[bytes] = []
     for line in lines:
         if packed and len(packed[-1]) + 1 + len(line) <= DATAGRAM:
@@ -389,18 +632,16 @@ def datagrams(lines: "Iterable[bytes]") -> "list[bytes]":
 
 
 def send(packets: "list[bytes]", host: str, port: int) -> None:
-    """Send the datagrams, and take them off the list. Raises OSError if no address takes them."""
-    socket = standard("_socket")  # beneath socket, of which gevent or PySocks may replace parts
-    is_address = ":" in host or host.replace(".", "").isdigit()
-    if not (is_address or host in text_of("/etc/hosts").split()):
-        await_name_server(host)
-    # As bytes, since of a str it looks for the idna codec in files that may be gone by now.
-    found = socket.getaddrinfo(host.encode("ascii"), port, 0, socket.SOCK_DGRAM)
-    # IPv4 first: servers that listen on one family alone listen on that, and UDP tells of nobody.
-    failure = OSError("the name has no address")
-    for family, _, _, _, address in sorted(found, key=lambda one: one[0] != socket.AF_INET):
+    """Send datagrams, and remove from the list what was sent.
+
+    Raises OSError if no address of the host takes them, SilentNameServer rather than
+    wait for a name server longer than PATIENCE.
+    """
+    socket = standard_socket()
+    failure = OSError(f"{host} has no address")
+    for family, kind, _, _, address in look_up(host, port):
         try:
-            udp = socket.socket(family, socket.SOCK_DGRAM)
+            udp = socket.socket(family, kind)
             try:
                 udp.settimeout(PATIENCE)
                 while packets:
@@ -410,212 +651,460 @@ def send(packets: "list[bytes]", host: str, port: int) -> None:
             finally:
                 udp.close()
         except OSError as error:
-            failure = OSError(str(error))  # TimeoutError is said of name servers alone
+            failure = error
     raise failure
 
 
-def await_name_server(host: str) -> None:
-    """Raise TimeoutError if the name server is silent: a look-up would hang, uninterruptibly."""
-    socket = standard("_socket")
-    lines = [line.split() for line in text_of("/etc/resolv.conf").split("\n")]
-    servers = [words[1] for words in lines if words[:1] == ["nameserver"] and words[1:]]
-    domains = ["", *(word for words in lines if words[:1] == ["search"] for word in words[1:])]
+def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
+    """Return what getaddrinfo() finds, IPv4 first. Raises OSError, SilentNameServer.
+
+    A server that listens on one family alone listens on IPv4, and UDP does not tell.
+    Some name servers never answer a question about IPv6, so that is asked last.
+    """
+    socket = standard_socket()
+    # As bytes: for a str it would import the codec idna, whose file may be gone.
+    place = (host.encode("ascii"), port)
+    is_address = ":" in host or host.replace(".", "").isdigit()
+    if is_address or host in text_of("/etc/hosts").split():
+        return sorted(socket.getaddrinfo(*place, socket.AF_UNSPEC, socket.SOCK_DGRAM))
+    await_name_server(host, TYPE_A)
+    try:
+        return list(socket.getaddrinfo(*place, socket.AF_INET, socket.SOCK_DGRAM))
+    except OSError:
+        await_name_server(host, TYPE_AAAA)
+        return list(socket.getaddrinfo(*place, socket.AF_INET6, socket.SOCK_DGRAM))
+
+
+def standard_socket() -> "Any":
+    """Return the module _socket, but never a person's own file of that name.
+
+    The module socket takes long to import, and gevent may have replaced parts of it.
+    """
+    if "_socket" not in sys.modules:
+        # The standard library may lie in two places (PYTHONHOME), so look further.
+        folders = STANDARD_FOLDERS + tuple(sys.path)
+        spec: Any = BuiltinImporter.find_spec("_socket")
+        spec = spec or PathFinder.find_spec("_socket", folders)
+        sys.modules["_socket"] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["_socket"])
+    return sys.modules["_socket"]
+
+
+class SilentNameServer(OSError):
+    """The name server does not answer."""
+
+
+# Types of records (RFC 1035, RFC 3596)
+TYPE_A = b"\0\1"
+TYPE_AAAA = b"\0\x1c"
+
+
+def await_name_server(host: str, record_type: bytes) -> None:
+    """Ask the name server what getaddrinfo() will ask, and wait for an answer.
+
+    getaddrinfo() cannot be interrupted, and takes long if the name server is silent.
+    In that case this raises SilentNameServer.
+    """
+    servers = []
+    names = [host]
+    for line in text_of("/etc/resolv.conf").split("\n"):
+        keyword, _, values = line.strip().partition(" ")
+        if keyword == "nameserver":
+            servers.append(values.strip())
+        elif keyword == "search":
+            names += [f"{host}.{domain}" for domain in values.split()]
+    socket = standard_socket()
     for server in servers[:1]:
-        udp = socket.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, socket.SOCK_DGRAM)
+        family = socket.AF_INET6 if ":" in server else socket.AF_INET
+        udp = socket.socket(family, socket.SOCK_DGRAM)
         try:
             udp.settimeout(PATIENCE)
             udp.connect((server, NAME_SERVER_PORT))
-            for domain in domains:  # for all that the look-up may ask for (RFC 1035)
-                labels = [label[:63] for label in f"{host}.{domain}".encode().split(b".") if label]
-                name = b"".join([bytes([len(label)]) + label for label in labels])
-                udp.send(b"pc\1\0\0\1\0\0\0\0\0\0" + name + b"\0\0\1\0\1")
-            while domains and not any(udp.recv(512)[6:8]):  # till one is found
-                domains.pop()
+            for name in names:
+                udp.send(dns_query(name, record_type))
+            for _ in names:
+                number_of_records = udp.recv(512)[6:8]
+                if any(number_of_records):
+                    break  # getaddrinfo() will ask no further
         except TimeoutError:
-            raise TimeoutError(f"{host}: the name server is silent for {PATIENCE:g} s") from None
+            message = f"{host}: the name server is silent for {PATIENCE:g} s"
+            raise SilentNameServer(message) from None
         except OSError:
-            pass  # refused at once, as the look-up will be
+            pass  # it refuses at once, and so getaddrinfo() will not wait either
         finally:
             udp.close()
+
+
+def dns_query(name: str, record_type: bytes) -> bytes:
+    """Return the message that asks for the records of a name (RFC 1035)."""
+    message = b"pc"  # any number
+    message += b"\1\0"  # a standard query, recursion desired
+    message += b"\0\1\0\0\0\0\0\0"  # one question, and nothing else
+    for label in name.encode().split(b"."):
+        if label:
+            message += bytes([len(label)]) + label
+    return message + b"\0" + record_type + b"\0\1"  # the end of the name; class IN
 
 
 # ---- the reporter -------------------------------------------------------------------
 
 class Reporter:
-    """What one process has loaded, used and sent."""
+    """What one process has loaded, used and sent, and when it reports.
+
+    A library counts as used if files of it were executed, and none of them is in the
+    baseline.
+    """
 
     def __init__(self) -> None:
-        self.lock = _thread.allocate_lock()
-        self.sent = set[str]()  # libraries
-        self.draw = int.from_bytes(os.urandom(6), "big") / 2**48
-        self.silent_until = 0.0  # when a name server that kept silent may be asked again
+        self.is_set_up = False
+        self.shell: object = None  # the IPython shell that it reports for
+        self.baseline: set[str] | None
+        self.begin()
+        self.baseline = set()  # until it is set up, all that is loaded counts
+
+    def begin(self) -> None:
+        """Begin for a process in which nothing was used or sent yet."""
+        self.lock = _thread.allocate_lock()  # held during a report
+        self.sent: set[str] = set()  # libraries
+        self.silent_until = 0.0  # when a name server that was silent may be asked again
+        self.shell_libraries: set[str] = set()
         self.start_over()
+        self.draw = int.from_bytes(os.urandom(6), "big") / 2**48  # from 0 to below 1
 
     def start_over(self) -> None:
         """Make what is loaded now the baseline. What was sent stays sent."""
-        self.newest = self.after_cell = newest_module()
-        self.baseline: set[str] | None = None  # files; None: of the modules up to the newest
-        self.seen = set[str]()  # files whose owners are known
-        self.used = set[str]()  # libraries
+        self.newest = newest_module()  # when sys.modules was looked at last
+        # Files, or None while those loaded up to the newest module are not known: to
+        # look at all modules in a forked child would copy many pages of memory.
+        self.baseline = None
+        self.seen: set[str] = set()  # files beyond the baseline, with known owners
+        self.used: set[str] = set()  # libraries
 
-    def leave_out_session(self) -> None:
-        """Add what an IPython session has loaded at its start, as debugpy does, to the baseline."""
-        modules, starts = [*sys.modules.items()], ("ipykernel", "IPython.terminal.ipapp")
-        first = [at for at, (name, _) in enumerate(modules) if str(name).startswith(starts)][:1]
-        if first and self.baseline is not None:
-            self.baseline |= executed_files(dict(modules[first[0] :]))
+    def set_up(self) -> None:
+        """Take the baseline, and see to it that reports are made. Once, but for IPython.
+
+        Of a new IPython session, what it has loaded by itself becomes baseline as well.
+        """
+        shell = ipython_shell()
+        is_new_session = shell is not None and shell is not self.shell
+        if not self.is_set_up:
+            self.is_set_up = True
+            self.baseline = executed_files(loaded_by_session(shell, ("",)))
+            register_unseen(self.report_at_exit)
+            if hasattr(os, "register_at_fork"):
+                os.register_at_fork(after_in_child=self.begin_in_child)
+            self.report_when_workers_end()
+            # A handler of somebody's own stays. Only the main thread may set one.
+            if is_on(SIGTERM) and _signal.getsignal(_signal.SIGTERM) == _signal.SIG_DFL:
+                _signal.signal(_signal.SIGTERM, self.report_at_sigterm)
+        elif is_new_session and self.baseline is not None:
+            session = loaded_by_session(shell, ("ipykernel", "IPython.terminal.ipapp"))
+            self.baseline |= executed_files(session)
+        if is_new_session:
+            self.shell = shell
+            shell.events.register("post_execute", self.report_after_cell)
 
     def update(self) -> None:
-        """Find the owners of what was loaded since the last time."""
-        modules, (number, name) = dict(sys.modules), self.newest
+        """Find out which libraries were used since the last time."""
         if self.baseline is None:
-            names = [*modules]
-            end = names.index(name) + 1 if name in modules else number - 1
-            self.baseline = executed_files({name: modules[name] for name in names[:end]})
-        new = executed_files(modules) - self.baseline - self.seen
-        if new:
-            loaded = self.baseline | new
-            owned = owners(loaded, new)
-            used = {name for name, files in owned.items() if files.isdisjoint(self.baseline)}
-            if ipython_shell() is not None:
-                used -= shells_own(import_roots(loaded))
-            self.used |= used
-            self.seen |= new
+            self.baseline = executed_files(modules_up_to(self.newest))
+        self.newest = newest_module()
+        new = executed_files(dict(sys.modules)) - self.baseline - self.seen
+        if not new:
+            return
+        for library, files in owners(new, self.baseline).items():
+            if files.isdisjoint(self.baseline):
+                self.used.add(library)
+        if ipython_shell() is not None:
+            if not self.shell_libraries:
+                self.shell_libraries = shell_libraries(self.baseline | new)
+            self.used -= self.shell_libraries
+        self.seen |= new
 
     def report(self) -> "list[str]":
-        """Send what was not sent yet; return it. Raises ValueError or OSError that say why not."""
+        """Send what was not sent yet, and return those libraries. Never raises."""
+        if not self.lock.acquire(timeout=PATIENCE):
+            return []  # another thread is at it
+        try:
+            return self.send_new()
+        except (OSError, ValueError) as error:
+            debug(f"nothing sent: {error}")
+        except Exception as error:
+            debug(f"nothing sent: {error!r}")
+        finally:
+            self.lock.release()
+        return []
+
+    def send_new(self) -> "list[str]":
+        """Send the libraries that were not sent yet, and return them.
+
+        Raises ValueError if there is nothing to send, OSError if it cannot be sent.
+        """
         if self.baseline is None and newest_module() == self.newest:
             raise ValueError("nothing was loaded since the last report, or a fork")
         if opted_out():
-            self.start_over()  # what was loaded under it is not sent later either
+            self.start_over()  # what was loaded meanwhile is not sent later either
             raise ValueError("DO_NOT_TRACK is set")
-        host, port, prefix, rate = map(setting, SETTINGS)
+        host = setting(HOST)
+        port = int(setting(PORT))
+        prefix = setting(PREFIX)
+        rate = setting(SAMPLE_RATE)
         if not host:
-            raise ValueError("PYTHON_POPCONTEST_STATSD_HOST is not set")
+            raise ValueError(f"{HOST} is not set")
         if self.draw >= float(rate):
             raise ValueError(f"this process is not in the sample of {rate}")
         self.update()
-        lines = {statsd_line(name, prefix, rate): name for name in sorted(self.used - self.sent)}
+        lines = {}
+        for library in sorted(self.used - self.sent):
+            lines[statsd_line(library, prefix, rate)] = library
         if not lines:
-            raise ValueError("no library was used" + " since the last report" * bool(self.sent))
-        monotonic = standard("time").monotonic
-        if monotonic() < self.silent_until:
+            raise ValueError("no library was used, or none since the last report")
+        if time.monotonic() < self.silent_until:
             raise OSError("the name server was silent a while ago")
+        self.send_lines(lines, host, port)
+        return list(lines.values())
+
+    def send_lines(self, lines: "Mapping[bytes, str]", host: str, port: int) -> None:
+        """Send lines, and note which of their libraries were sent. Raises OSError."""
         packets = datagrams(lines)
         try:
-            send(packets, host, int(port))
-        except TimeoutError:
-            self.silent_until = monotonic() + 600
+            send(packets, host, port)
+        except SilentNameServer:
+            self.silent_until = time.monotonic() + 600  # seconds
             raise
-        finally:  # whatever became of the others, these were sent
-            left = b"\n".join(packets).split(b"\n")
-            for line in [line for line in lines if line not in left]:
-                self.sent.add(lines[line])
-                debug(f"sent {line.decode()} to {host}:{port}")
-        return [*lines.values()]
+        finally:
+            unsent = b"\n".join(packets).split(b"\n")
+            for line, library in lines.items():
+                if line not in unsent:
+                    self.sent.add(library)
+                    debug(f"sent {line.decode()} to {host}:{port}")
+
+    # What follows runs at moments that nobody has asked for, so nothing may escape.
+
+    def report_at_exit(self) -> None:
+        try:
+            self.silent_until = 0.0
+            self.report()
+        except BaseException:  # Ctrl-C, for instance: the process is ending already
+            debug("stopped")
+
+    def report_after_cell(self) -> None:
+        """Report what a cell has loaded: a kernel that is killed runs nothing at exit."""
+        try:
+            if newest_module() != self.newest:
+                self.report()
+        except BaseException:  # IPython would show it, Ctrl-C too
+            debug("stopped")
+
+    def begin_in_child(self) -> None:
+        """Begin anew after a fork: what the parent has loaded is the parent's."""
+        try:
+            self.begin()
+            self.report_when_workers_end()
+        except Exception as error:
+            debug(f"not set up in a child: {error!r}")
+
+    def report_when_workers_end(self) -> None:
+        """Let the workers of multiprocessing report: they run no atexit functions.
+
+        A worker drops the finalizers of its parent, so its own is made after the fork.
+        The low priority puts it behind those of the worker's libraries.
+        """
+
+        def report_at_end(util: "Any") -> None:
+            util.Finalize(None, self.report_at_exit, exitpriority=-100)
+
+        for name in ("multiprocessing.util", "multiprocess.util"):
+            util: Any = sys.modules.get(name)
+            if util is not None:
+                util.register_after_fork(util, report_at_end)
+
+    def report_at_sigterm(self, number: int, frame: object) -> None:
+        """Report, and let the signal end the process all the same."""
+        self.report_at_exit()
+        _signal.signal(number, _signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def register_unseen(function: "Callable[[], None]") -> None:
+    """Register a function to be called at exit, unseen by debuggers and coverage.
+
+    A debugger would stop in it otherwise. coverage warns unless its trace function is
+    given back. A function in Python would be seen before it could take a trace function
+    away, so these are in C: extend() lets map() call each of its functions once, with
+    values that are known only then. atexit calls last what was registered first.
+    """
+    traces: list[Any] = []
+    events: list[int] = []
+    ignored: list[object] = []
+    monitoring = getattr(sys, "monitoring", None)  # what pdb may use from 3.14 on
+    debugger = [0]  # its DEBUGGER_ID
+    if monitoring is not None:
+        atexit.register(ignored.extend, map(monitoring.set_events, debugger, events))
+    atexit.register(ignored.extend, map(sys.settrace, traces))
+    atexit.register(function)
+    atexit.register(sys.settrace, None)
+    atexit.register(traces.extend, map(sys.call_tracing, [sys.gettrace], [()]))
+    if monitoring is not None:
+        running = filter(monitoring.get_tool, debugger)
+        atexit.register(ignored.extend, map(monitoring.set_events, running, [0]))
+        running = filter(monitoring.get_tool, debugger)
+        atexit.register(events.extend, map(monitoring.get_events, running))
 
 
 def newest_module() -> "tuple[int, object]":
-    """Return what changes when a module is loaded; no module is looked at, which costs pages."""
+    """Return what tells when a module was loaded, without a look at any of them."""
     return len(sys.modules), next(reversed(sys.modules), None)
 
 
-_reporter = Reporter()
-_reporter.baseline = set()  # until it is set up, all counts
-_set_up = _thread.allocate_lock()  # taken once, by the thread that sets up
+def modules_up_to(newest: "tuple[int, Any]") -> "dict[Any, object]":
+    """Return the modules that were loaded when newest_module() returned this."""
+    number, name = newest
+    modules = dict(sys.modules)
+    names = list(modules)  # in the order of their import
+    if name in modules:
+        number = names.index(name) + 1  # some before it may have been removed since
+    else:
+        number -= 1
+    return {name: modules[name] for name in names[:number]}
+
+
+def ipython_shell() -> "Any":
+    """Return the IPython shell that this process runs, or None. Imports nothing."""
+    module = sys.modules.get("IPython.core.interactiveshell")
+    shell = namespace_of(module).get("InteractiveShell")
+    if shell is None or not shell.initialized():
+        return None
+    return shell.instance()
+
+
+def loaded_by_session(shell: "Any", start: "tuple[str, ...]") -> "dict[Any, object]":
+    """Return the modules in memory, but for what a person's IPython extensions loaded.
+
+    start: what the name of the first module that is returned begins with
+    """
+    chosen = loaded_by_extensions(shell)
+    loaded: dict[Any, object] = {}
+    for name, module in dict(sys.modules).items():
+        if loaded or str(name).startswith(start):
+            if name not in chosen:
+                loaded[name] = module
+    return loaded
+
+
+def loaded_by_extensions(shell: "Any") -> "set[Any]":
+    """Return the names of a person's IPython extensions, and of what they have imported.
+
+    IPython loads the extensions that its settings name before it runs start-up files.
+    In sys.modules, what a module imports comes before it, so all belongs to an extension
+    that comes between it and the last module of the shell's own.
+    """
+    manager = getattr(shell, "extension_manager", None)
+    extensions = getattr(manager, "loaded", ())
+    found: set[Any] = set()
+    since_shell: list[Any] = []
+    has_shell = False
+    for name in list(sys.modules):
+        since_shell.append(name)
+        if str(name).startswith(("IPython.", "ipykernel")):
+            has_shell = True
+            since_shell.clear()
+        elif has_shell and name in extensions:
+            found.update(since_shell)
+    return found
+
+
+def shell_libraries(files: "Iterable[str]") -> "set[str]":
+    """Return IPython, ipykernel and all that they require: nobody chose to load these.
+
+    files: what was imported from the folders in which they are installed
+    """
+    distributions = {}
+    for entry in path_entries(files):
+        for distribution in entry.unread:
+            distributions[distribution.short_name] = distribution
+    required: set[str] = set()
+    queue = ["ipython", "ipykernel"]
+    while queue:
+        library = queue.pop()
+        found = distributions.get(squeezed(library))
+        if found is not None and library not in required:
+            required.add(library)
+            queue += found.requirements()
+    return required
+
+
+# One process, one reporter: the module may be imported again, by Spyder and Streamlit
+# for instance, or reloaded. Then the last copy's code goes on with the first one's state,
+# so an attribute must keep its meaning from one version to the next.
+_reporter: Reporter = vars(sys).setdefault("_popcon_reporter", Reporter())
+_reporter.__class__ = Reporter
 
 
 def setup_reporter() -> None:
-    """Report at exit, and in IPython after each cell, what is used beyond what is loaded by now.
+    """Report what is used from now on: at exit, and in IPython after each cell.
 
-    A later call loses nothing. It leaves out what an IPython session that has come since has
-    loaded at its start. Never raises, prints nothing, and takes less than a millisecond.
+    Libraries that are loaded already do not count. A later call loses nothing, and
+    leaves out what an IPython session loaded at its start, if one has begun since.
+    Never raises, and prints nothing.
     """
     try:
-        if _set_up.acquire(False):
-            _reporter.baseline = executed_files(dict(sys.modules))
-            # Called last in, first out, so that a debugger or a profiler sees no frame of it.
-            atexit.register(_report_at_exit)
-            atexit.register(sys.setprofile, None)
-            atexit.register(sys.settrace, None)
-            if hasattr(os, "register_at_fork"):
-                os.register_at_fork(after_in_child=_begin_in_child)
-            _report_at_worker_exit()
-        shell = ipython_shell()
-        if shell is not None and _report_after_cell not in shell.events.callbacks["post_execute"]:
-            shell.events.register("post_execute", _report_after_cell)
-            _reporter.leave_out_session()
+        _reporter.set_up()
     except Exception as error:
-        debug(f"not set up: {error!r}")
+        debug(f"not set up completely: {error!r}")
 
 
 def used_libraries() -> "set[str]":
-    """Return the libraries used since setup_reporter(), sent or not; without it, all that are."""
+    """Return the libraries used since setup_reporter(), or without it, all."""
     _reporter.update()
     return set(_reporter.used)
 
 
 def report() -> "list[str]":
-    """Send now what was not sent yet, and return the names that were sent; for a server, say.
+    """Send now what was not sent yet, and return the names that were sent.
 
-    Never raises: PYTHON_POPCONTEST_DEBUG tells why not, and it is tried again the next time.
+    It is for a server that never exits, for instance. Never raises: the setting
+    PYTHON_POPCONTEST_DEBUG tells why nothing was sent. That is tried again next time.
     """
-    reporter = _reporter
-    if not reporter.lock.acquire(timeout=PATIENCE):
-        return []  # another thread is at it
+    return _reporter.report()
+
+
+# ---- the command line ---------------------------------------------------------------
+
+
+def is_set_up() -> bool:
+    """Tell whether setup_reporter() was called in this process, by whichever copy."""
+    return _reporter.is_set_up
+
+
+class StandardFinder:
+    """Lets one thread find the standard library's own modules, whatever other folders hold."""
+
+    def __init__(self) -> None:
+        self.thread = _thread.get_ident()
+
+    def find_spec(self, name: str, path: object = None, _: object = None) -> "ModuleSpec | None":
+        if path is not None or self.thread != _thread.get_ident():
+            return None
+        return PathFinder.find_spec(name, STANDARD_FOLDERS)
+
+
+def standard(name: str) -> "Any":
+    """To be replaced by plain imports within functions."""
+    __import__(name)
+    return sys.modules[name]
+
+
+def metadata_in(folder: str) -> "list[str]":
+    """Return the paths of the .dist-info and .egg-info in a folder."""
     try:
-        return reporter.report()
-    except Exception as error:
-        debug(f"nothing sent: {error if isinstance(error, (OSError, ValueError)) else repr(error)}")
+        names = os.listdir(folder)
+    except OSError:
         return []
-    finally:
-        reporter.lock.release()
+    return [os.path.join(folder, name) for name in names if name.endswith(METADATA_SUFFIXES)]
 
 
-def _report_at_exit() -> "Any":
-    try:
-        _reporter.silent_until = 0.0
-        report()
-    except BaseException:  # Ctrl-C, say: the process is ending already
-        debug("stopped")
-
-
-def _begin_in_child() -> None:
-    """Begin anew after a fork: what the parent loaded is the parent's."""
-    global _reporter
-    _reporter = Reporter()
-    _report_at_worker_exit()
-
-
-def _report_at_worker_exit() -> None:
-    """Report when a worker of multiprocessing, or a relative, has run its finalizers."""
-    last: Any = {"exitpriority": -100}  # made after a fork: a worker drops those of its parent
-    for util in filter(None, map(sys.modules.get, ("multiprocessing.util", "multiprocess.util"))):
-        util.register_after_fork(util, lambda u: u.Finalize(None, _report_at_exit, **last))
-    pool: Any = sys.modules.get("billiard.pool")
-    if pool:  # its workers leave without finalizers
-        leave = pool.Worker._do_exit
-        pool.Worker._do_exit = lambda *arguments: _report_at_exit() or leave(*arguments)
-
-
-def ipython_shell() -> "Any":
-    """Return the IPython shell that this process runs, None if it runs none; imports nothing."""
-    shell = getattr(sys.modules.get("IPython.core.interactiveshell"), "InteractiveShell", None)
-    return shell.instance() if shell is not None and shell.initialized() else None
-
-
-def _report_after_cell() -> None:
-    """Report what a cell has loaded: a kernel that gets killed runs nothing at exit."""
-    try:
-        newest = newest_module()
-        if newest != _reporter.after_cell:
-            report()
-            _reporter.after_cell = newest
-    except BaseException:  # IPython would show it, Ctrl-C too
-        debug("stopped")
-
-
-# ---- the command line: selftest -----------------------------------------------------
+# ---- selftest -----------------------------------------------------
 
 def selftest(_: object = None) -> int:
     """Prove the way from an import to a datagram, print what is in force; return 1 for errors."""
@@ -672,7 +1161,7 @@ def check_reports() -> "Iterator[tuple[str, str, str]]":
         if b"popularity_contest" in read(path) or not is_there and not whose(path):
             yield "warning", "left over", f"{path} is without popcon.py, or of popularity-contest"
     files, start = {os.path.join(folder, "x.py") for folder in sys.path}, perf_counter()
-    owners(executed_files(dict(sys.modules)) | files, files)
+    owners(files, executed_files(dict(sys.modules)))
     yield "ok", "cost", f"{(perf_counter() - start) * 1e3:.1f} ms at exit, if a library was used"
     load = "import runpy, sys; runpy.run_path(sys.argv[1])['setup_reporter'](); "
     code = "import os, sys; sys.path.insert(0, os.getcwd()); import popcon_selftest"
@@ -970,8 +1459,7 @@ def usage(options: "Any") -> int:
 
 def everyone_reports() -> bool:
     """Tell whether start-up has set popcon up: else only sessions of IPython report here."""
-    started = sys.modules.get("popcon")
-    return bool(getattr(started, "_set_up", _set_up).locked()) and ipython_shell() is None
+    return is_set_up() and ipython_shell() is None
 
 
 def readable(text: str, width: int) -> str:
@@ -1140,10 +1628,10 @@ def library_at(info: str, words: "set[str]") -> "tuple[dict[str, Any], list[str]
     """Return a library's row, with the reason why no use proves nothing, and its code's paths."""
     re, folder = standard("re"), os.path.dirname(info).replace(os.sep, "/")
     stem, _, version = os.path.basename(info).rpartition(".")[0].partition("-")
-    name, is_editable = library_name(info), os.path.exists(f"{info}{os.sep}direct_url.json")
+    name, is_editable = Distribution(*os.path.split(info)).name(), os.path.exists(f"{info}{os.sep}direct_url.json")
     groups = {*re.findall(r"(?m)^\s*\[\s*([^]\s]+)", text_of(f"{info}/entry_points.txt"))}
     files, here, high = {}, len(folder) + 1, folder.count("/") + 2
-    for path in map(os.fsdecode, filter(None, listed_paths(read(f"{info}/RECORD")))):
+    for path in filter(None, listed_paths(text_of(f"{info}/RECORD"))):
         files[os.path.normpath(os.path.join(folder, path)).replace(os.sep, "/")] = path
     # Beside the modules (pip install --target) or above, not within a package.
     commands = {p for p in files if p.split("/")[-2] in ("bin", "Scripts") and p.count("/") <= high}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import importlib.machinery
+import importlib.util
 import io
 import json
 import math
@@ -154,8 +155,10 @@ class Case(unittest.TestCase):
         """What popcon says of modules, named by their paths in the folder."""
         folder = folder or self.site
         files = {str(folder / path) for path in modules}
-        with mock.patch.object(sys, "path", [str(folder)]):
-            return {*popcon.owners(files, files)}
+        finder = importlib.machinery.FileFinder(str(folder))
+        finder._path_cache = set(os.listdir(folder))  # type: ignore[attr-defined]
+        with mock.patch.dict(sys.path_importer_cache, {str(folder): finder}):
+            return {*popcon.owners(files)}
 
     def run_python(
         self, code: str, *flags: str, cwd: Path | None = None, python: str = sys.executable,
@@ -449,7 +452,7 @@ class TestMetadata(Case):
             with self.subTest(text=text[:30]):
                 info = self.install("x", "x.py", info="y-1.0.dist-info", more={"METADATA": text})
                 self.assertEqual(self.owners("x.py"), {name} - {""})
-                self.assertEqual(popcon.library_name(str(info)), name)
+                self.assertEqual(popcon.Distribution(str(self.site), info.name).name(), name)
 
     def test_rubbish_costs_only_the_distribution_it_is_in(self) -> None:
         self.install("good", "good.py")
@@ -706,7 +709,7 @@ class TestSending(Libraries):
             setting = f"PYTHON_POPCONTEST_STATSD_{name}"
             for value in right:
                 with mock.patch.dict(os.environ, {setting: value}):
-                    self.assertEqual(popcon.setting(setting), value or popcon.SETTINGS[setting][0])
+                    self.assertEqual(popcon.setting(setting), value or popcon.SETTINGS[setting].default)
             for value in wrong:
                 refused = self.assertRaisesRegex(ValueError, f"(?s)^{setting}=.*: must be ")
                 environ = mock.patch.dict(os.environ, {setting: value})
@@ -772,14 +775,14 @@ class TestSending(Libraries):
         for answers, patience in [([], 0.1), ([none], 0.1), ([one], 30), ([none] * 3, 30)]:
             patch = mock.patch.object(popcon, "PATIENCE", patience)
             with self.subTest(answers=answers), patch, ThreadPoolExecutor(1) as pool:
-                future = pool.submit(popcon.await_name_server, "statsd.mon.")
+                future = pool.submit(popcon.await_name_server, "statsd.mon.", popcon.TYPE_A)
                 queries = [asked.recvfrom(512) for _ in questions]
                 for answer in answers:
                     asked.sendto(answer, queries[0][1])
                 self.assertEqual(isinstance(future.exception(), TimeoutError), patience < 1)
                 self.assertEqual([query[12:] for query, _ in queries], questions)
         asked.close()
-        popcon.await_name_server("statsd.mon")  # it is refused: nothing to wait for
+        popcon.await_name_server("statsd.mon", popcon.TYPE_A)  # it is refused: nothing to wait for
 
 
 # ---- the reporter -------------------------------------------------------------------
@@ -943,7 +946,7 @@ class TestForks(Libraries):
             ("import beta", {"beta": 3}),
             ("sys.modules.pop('alpha'); import beta", {"beta": 3}),
             ("import alpha; popcon.setup_reporter()", {}),
-            (f"import beta; host = os.environ.pop('{HOST}'); popcon._report_after_cell(); "
+            (f"import beta; host = os.environ.pop('{HOST}'); popcon._reporter.report_after_cell(); "
              f"os.environ['{HOST}'] = host", {"beta": 3}),
             (look, {}),
             (look + "os.environ['DO_NOT_TRACK'] = '1'", {}),
@@ -1029,6 +1032,629 @@ class TestForks(Libraries):
                     break
                 time.sleep(0.1)
         self.assertEqual(counted.result(), {"alpha": 1, "beta": 1})  # one had the request
+
+
+# ---- what those who approve popcon are promised -------------------------------------
+
+# Prints what Python tells audit hooks (PEP 578) of reads, writes, look-ups, imports.
+WATCH = """
+import os, sys
+WATCHED = "open", "os.", "import", "socket.", "subprocess.", "exec", "compile", "glob."
+def watch(event, arguments):
+    if event.startswith(WATCHED):
+        shown = [one for one in arguments if type(one) in (str, bytes, int, tuple)]
+        os.write(2, f"{event} {shown}\\n".encode())
+"""
+# The library that each Python but Debian's brings along.
+REAL = "pip" if importlib.util.find_spec("pip") else "gamma"
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND
+METADATA = ("RECORD", "METADATA", "PKG-INFO", "direct_url.json", "top_level.txt")
+
+
+class TestWhatIsTouched(Libraries):
+    """What a report opens, lists, looks up and sends, as audit hooks see it."""
+
+    def watched(self, code: str, **settings: Any) -> list[tuple[str, str]]:
+        """Run code with real libraries; return the events of its report at exit.
+
+        The standard library has no bytecode, as in official Python images.
+        """
+        bytecode = self.folder / "bytecode"
+        program = f"import popcon; popcon.setup_reporter()\n{WATCH}{code}\n"
+        program += "sys.addaudithook(watch)"
+        settings["PYTHONPYCACHEPREFIX"] = str(bytecode)
+        settings["PYTHONDONTWRITEBYTECODE"] = ""
+        with Server() as server:
+            ended = self.run_python(program, **server.settings | settings)
+            self.names = server.names()
+        self.assertEqual(ended.returncode, 0, ended.stderr)
+        return re.findall(r"(?m)^(\S+) \[(.*)\]$", ended.stderr)
+
+    def assert_only_metadata_is_read(self, events: list[tuple[str, str]]) -> None:
+        sockets = {"socket.getaddrinfo", "socket.__new__", "socket.sendto"}
+        kinds = {event for event, _ in events}
+        self.assertLessEqual(kinds, {"open", "import"} | sockets)
+        for event, arguments in events:
+            if event == "import":
+                self.assertIn("_socket", arguments)
+            if event == "open":
+                path, flags = re.fullmatch(r"'(.*)', (\d+)", arguments).groups()
+                name = os.path.basename(path)
+                self.assertIn(name, (*METADATA, "hosts", "resolv.conf"), path)
+                self.assertEqual(int(flags) & WRITING, 0, path)
+
+    def test_a_process_with_a_real_library_reads_metadata_and_writes_nothing(self) -> None:
+        events = self.watched(f"import {REAL}, alpha")
+        self.assert_only_metadata_is_read(events)
+        self.assertEqual(self.names, ["alpha", REAL])
+
+    @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, a python with many libraries")
+    def test_a_process_with_many_real_libraries_reads_metadata_and_writes_nothing(self) -> None:
+        code = "import pandas, yaml, PIL.Image, bs4, requests, google.cloud.storage"
+        events = self.watched(code, python=LARGE)
+        self.assert_only_metadata_is_read(events)
+        self.assertLessEqual({"pandas", "pyyaml", "pillow", "requests"}, set(self.names))
+
+    def test_nothing_is_listed_whatever_is_on_sys_path(self) -> None:
+        (self.own / "empty").mkdir()
+        self.write(self.own / "lib", {"mine.py": ""})
+        self.write(self.folder / "above", {"higher.py": ""})
+        self.write(self.own, {"left.py": ""})
+        code = """
+            sys.path[:0] = ["lib", "empty", "../above", "..", "", os.getcwd() + "/lib/"]
+            import mine, higher, left, alpha
+            """
+        events = self.watched(f"{textwrap.dedent(code)}import {REAL}")
+        self.assert_only_metadata_is_read(events)
+        self.assertEqual(self.names, ["alpha", REAL])
+
+    def test_a_process_without_a_new_library_touches_nothing(self) -> None:
+        self.write(self.own, {"mine.py": ""})
+        events = self.watched("sys.path[:0] = ['']; import mine, json, csv, xml.dom")
+        self.assertEqual((events, self.names), ([], []))
+
+    def test_a_name_as_host_costs_two_more_files_and_an_address_none(self) -> None:
+        events = self.watched("import alpha", PYTHON_POPCONTEST_STATSD_HOST="localhost")
+        self.assert_only_metadata_is_read(events)
+        self.assertIn("hosts", str(events))
+        self.assertNotIn("hosts", str(self.watched("import alpha")))
+
+    def test_a_report_writes_no_bytecode(self) -> None:
+        bytecode = self.folder / "bytecode"
+        code = """
+            import popcon; popcon.setup_reporter()
+            import alpha, sys, os
+            sys.pycache_prefix = os.environ["LATER"]
+            """
+        settings = {"PYTHONDONTWRITEBYTECODE": "", "LATER": str(bytecode)}
+        self.assertEqual(self.sent(code, **settings)[0], ["alpha"])
+        self.assertFalse(bytecode.exists())
+
+    def test_of_an_endless_record_64_megabytes_are_read(self) -> None:
+        self.write(self.site, {"endless.py": ""})
+        info = self.install("endless", record="endless.py,,\n")
+        with open(info / "RECORD", "r+b") as record:
+            record.truncate(1 << 30)  # which takes no room on the disk
+        self.assertEqual(len(popcon.read(str(info / "RECORD"))), 64 << 20)
+        self.assertEqual(self.sent("import alpha, endless")[0], ["alpha", "endless"])
+
+
+class TestFewFiles(Libraries):
+    """A report reads the RECORDs to which names lead, and all others only if it must."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        for number in range(50):
+            self.install(f"other-{number}", f"package_{number}/__init__.py")
+
+    def records(self, *modules: str) -> set[str]:
+        """The libraries whose RECORDs are read for modules, by their paths."""
+        opened: list[str] = []
+
+        def read(path: str) -> bytes:
+            opened.append(path)
+            return Path(path).read_bytes() if os.path.isfile(path) else b""
+
+        with mock.patch.object(popcon, "read", read):
+            self.owners(*modules)
+        infos = [path.split("/")[-2] for path in opened if path.endswith("RECORD")]
+        return {info.partition("-1.0")[0] for info in infos}
+
+    def test_a_namesake_is_read_alone(self) -> None:
+        self.assertEqual(self.records("alpha.py"), {"alpha"})
+
+    def test_case_and_separators_do_not_matter(self) -> None:
+        self.install("Ruamel.YAML-Lib", "ruamelyaml_lib.py")
+        self.assertEqual(self.records("ruamelyaml_lib.py"), {"Ruamel_YAML_Lib"})
+
+    def test_a_part_of_the_name_leads_to_the_library(self) -> None:
+        self.install("python-dateutil", "dateutil/__init__.py")
+        self.assertEqual(self.records("dateutil/__init__.py"), {"python_dateutil"})
+
+    def test_letters_in_order_lead_to_the_library(self) -> None:
+        self.install("scikit-learn", "sklearn/__init__.py")
+        self.assertEqual(self.records("sklearn/__init__.py"), {"scikit_learn"})
+
+    def test_the_path_leads_to_the_library(self) -> None:
+        self.install("protobuf", "google/protobuf/message.py")
+        self.assertEqual(self.records("google/protobuf/message.py"), {"protobuf"})
+
+    def test_where_no_name_leads_on_all_are_read(self) -> None:
+        self.install("opencv-python", "cv2/__init__.py")
+        read = self.records("cv2/__init__.py", "alpha.py")
+        self.assertEqual(len(read), 54)
+
+    def test_both_are_counted_if_neither_or_both_have_the_name_of_a_file(self) -> None:
+        self.install("opencv-python", "cv2/__init__.py")
+        self.install("opencv-headless", "cv2/__init__.py")
+        owners = self.owners("cv2/__init__.py")
+        self.assertEqual(owners, {"opencv-python", "opencv-headless"})
+        self.install("python-twin", "twin.py")
+        self.install("twin-python", "twin.py")
+        self.assertEqual(self.owners("twin.py"), {"python-twin", "twin-python"})
+
+    def test_what_is_known_of_a_file_is_not_looked_up_again(self) -> None:
+        code = """
+            import popcon; popcon.setup_reporter()
+            import alpha, package_1
+            popcon.report()
+            read, opened = popcon.read, []
+            popcon.read = lambda path: opened.append(path) or read(path)
+            import beta
+            popcon.report()
+            print(sorted(path.split("/")[-2] for path in opened if "RECORD" in path))
+            """
+        self.assertEqual(self.script(code)[1], "['beta-1.0.dist-info']\n")
+
+    def test_a_library_that_is_installed_in_mid_process_counts(self) -> None:
+        late = self.folder / "late"
+        self.install("late", "late.py", folder=late)
+        code = f"""
+            import popcon; popcon.setup_reporter()
+            import alpha, shutil, time
+            popcon.report()
+            time.sleep(0.05)  # folders' times of change are no finer on some systems
+            shutil.copytree({str(late)!r}, {str(self.site)!r}, dirs_exist_ok=True)
+            import importlib; importlib.invalidate_caches()
+            import late
+            """
+        self.assertEqual(self.script(code)[0], ["alpha", "late"])
+
+    @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, a python with several hundred")
+    def test_in_a_large_environment_few_files_are_opened(self) -> None:
+        code = """
+            import popcon, sys; popcon.setup_reporter()
+            import pandas, yaml, PIL, bs4, requests, google.cloud.storage, ruamel.yaml
+            opened = []
+            def hook(event, arguments):
+                if event == "open":
+                    opened.append(arguments[0])
+            sys.addaudithook(hook)
+            first = popcon.report()
+            number = len(opened)
+            import wcwidth
+            before = len(opened)
+            popcon.report()
+            print(len(first), number, len(opened) - before)
+            """
+        ended = self.script(code, python=LARGE)
+        used, opened, opened_next = map(int, ended[1].split())
+        self.assertGreater(used, 15)
+        self.assertLessEqual(opened, 4 * used + 25)
+        self.assertLessEqual(opened_next, 10)
+
+
+class TestUnseen(Libraries):
+    """Nobody is to notice the report at exit."""
+
+    def test_a_finder_with_odd_attributes_costs_nobody_a_count(self) -> None:
+        code = """
+            import alpha, sys
+            class Odd:
+                path = 5
+            class Odder:
+                path = property(lambda self: 1 / 0)
+            sys.path_importer_cache["/odd"] = Odd()
+            sys.path_importer_cache["/odder"] = Odder()
+            sys.path_importer_cache["/odd/number"] = 7
+            """
+        self.assertEqual(self.sent(code), (["alpha"], "", "", 0))
+
+    def test_a_name_that_cannot_be_encoded_costs_nobody_a_count(self) -> None:
+        code = """
+            import alpha, sys
+            odd = type(sys)("odd")
+            odd.__file__ = "/x/\\ud800.py"
+            sys.modules["\\ud800"] = odd
+            """
+        names, out, err, status = self.sent(code, **DEBUG)
+        self.assertEqual((names, out, status), (["alpha"], "", 0))
+        self.assertIn(r"cannot tell the file of the module \ud800", err)
+
+    def test_debug_says_nothing_on_stdout_if_there_is_no_stderr(self) -> None:
+        ended = self.sent("import alpha, sys; sys.stderr = None", **DEBUG)
+        self.assertEqual(ended, (["alpha"], "", "", 0))
+
+    def test_debug_with_a_full_or_closed_stderr_changes_no_exit_status(self) -> None:
+        for stderr in ("os.dup2(os.open('/dev/full', os.O_WRONLY), 2)", "os.close(2)"):
+            with self.subTest(stderr=stderr):
+                ended = self.sent(f"import alpha, os; {stderr}", **DEBUG)
+                self.assertEqual(ended, (["alpha"], "", "", 0))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "needs os.fork")
+    def test_what_fails_after_a_fork_is_not_seen(self) -> None:
+        code = """
+            import os, sys, alpha
+            os.urandom = None
+            if not os.fork():
+                sys.exit(0)
+            sys.exit(os.wait()[1])
+            """
+        self.assertEqual(self.sent(code), (["alpha"], "", "", 0))
+
+    def test_a_trace_function_is_given_back_and_sees_nothing_of_popcon(self) -> None:
+        code = """
+            import atexit, sys
+            seen = set()
+            def trace(frame, event, argument):
+                seen.add(frame.f_code.co_filename.rpartition("/")[2])
+                return trace
+            def check():
+                print(sys.gettrace() is trace, sorted(seen & {"popcon.py", "program.py"}))
+            atexit.register(check)  # is called after the report
+            import popcon; popcon.setup_reporter(); import alpha
+            def last(): pass
+            sys.settrace(trace)
+            last()
+            """
+        ended = self.script(code)
+        self.assertEqual(ended, (["alpha"], "True ['program.py']\n", "", 0))
+
+    @unittest.skipUnless(hasattr(sys, "monitoring"), "needs sys.monitoring, Python 3.12")
+    def test_the_events_of_a_debugger_are_given_back_and_tell_nothing_of_popcon(self) -> None:
+        code = """
+            import atexit, sys
+            monitoring = sys.monitoring
+            seen = set()
+            def see(code, *arguments):
+                seen.add(code.co_filename.rpartition("/")[2])
+            def check():
+                events = monitoring.get_events(monitoring.DEBUGGER_ID)
+                print(events == monitoring.events.PY_START, sorted(seen))
+            atexit.register(check)  # is called after the report
+            import popcon; popcon.setup_reporter(); import alpha
+            monitoring.use_tool_id(monitoring.DEBUGGER_ID, "debugger")
+            start = monitoring.events.PY_START
+            monitoring.register_callback(monitoring.DEBUGGER_ID, start, see)
+            monitoring.set_events(monitoring.DEBUGGER_ID, start)
+            """
+        ended = self.script(code)
+        self.assertEqual(ended, (["alpha"], "True ['program.py']\n", "", 0))
+
+    def test_pdb_does_not_stop_in_popcon(self) -> None:
+        code = """
+            import io, pdb, sys
+            import popcon; popcon.setup_reporter()
+            import alpha
+            options = {"backend": "monitoring"} if sys.version_info >= (3, 14) else {}
+            commands = io.StringIO("step\\n" * 300)
+            debugger = pdb.Pdb(stdin=commands, stdout=sys.stdout, **options)
+            debugger.set_trace()
+            last = 1
+            """
+        names, out, _, _ = self.script(code)
+        self.assertEqual(names, ["alpha"])
+        self.assertIn("last = 1", out)
+        self.assertNotIn("popcon.py", out)
+
+    @unittest.skipUnless(RELATIVES, "needs POPCON_TEST_RELATIVES, a python with coverage")
+    def test_coverage_has_nothing_to_warn_of(self) -> None:
+        code = """
+            import coverage
+            coverage.process_startup()
+            import popcon; popcon.setup_reporter()
+            import alpha
+            """
+        self.write(self.own, {"settings": "[run]\ntimid = true\n"})
+        settings = {"COVERAGE_PROCESS_START": "settings", "COVERAGE_CORE": "pytrace"}
+        ended = self.script(code, python=RELATIVES, **settings)
+        self.assertEqual(ended, (["alpha"], "", "", 0))
+
+    def test_it_reports_where_a_builtin_module_was_loaded_by_somebodys_loader(self) -> None:
+        code = """
+            import alpha, importlib.util, sys
+            class Loader:
+                def create_module(self, spec): return None
+                def exec_module(self, module): vars(module).update(vars(original))
+            for name in ("time", "atexit", "_thread", "_signal", "errno"):
+                original = sys.modules.pop(name, None) or __import__(name)
+                spec = importlib.util.spec_from_loader(name, Loader())
+                sys.modules[name] = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(sys.modules[name])
+            """
+        self.assertEqual(self.sent(code), (["alpha"], "", "", 0))
+        early = f"import sys\n{textwrap.dedent(code).replace('alpha, ', '')}"
+        early += "import popcon; popcon.setup_reporter(); import alpha"
+        self.assertEqual(self.script(early), (["alpha"], "", "", 0))
+
+    @unittest.skipUnless(os.name == "posix", "needs folders as POSIX has them")
+    def test_it_reports_where_the_standard_library_lies_in_two_places(self) -> None:
+        version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+        original = Path(os.__file__).parent
+        pure = self.folder / "pure" / "lib" / version
+        extensions = self.folder / "extensions" / "lib" / version
+        pure.mkdir(parents=True)
+        extensions.mkdir(parents=True)
+        for path in original.iterdir():
+            if path.name not in ("lib-dynload", "site-packages", "dist-packages"):
+                (pure / path.name).symlink_to(path)
+        if (original / "lib-dynload").exists():
+            (extensions / "lib-dynload").symlink_to(original / "lib-dynload")
+        home = f"{self.folder / 'pure'}:{self.folder / 'extensions'}"
+        python = os.path.realpath(sys.executable)
+        code = "import alpha, sys; assert '_socket' not in sys.modules"
+        ended = self.sent(code, python=python, PYTHONHOME=home, **DEBUG)
+        self.assertEqual(ended[0], ["alpha"], ended)
+
+    def test_it_reports_where_os_is_frozen_in_a_folder_that_is_not_there(self) -> None:
+        code = """
+            import os
+            os.__file__ = "/not/there/os.py"
+            import popcon; popcon.setup_reporter(); import alpha
+            """
+        self.assertEqual(self.script(code), (["alpha"], "", "", 0))
+
+
+class NameServer(threading.Thread):
+    """Answers questions of one type (1: A, 28: AAAA), and drops all others."""
+
+    def __init__(self, answers: dict[int, int]) -> None:
+        super().__init__(daemon=True)
+        self.answers = answers
+        self.asked: list[int] = []
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.start()
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                query, address = self.socket.recvfrom(512)
+                record_type = int.from_bytes(query[-4:-2], "big")
+                self.asked.append(record_type)
+                if record_type in self.answers:
+                    number = self.answers[record_type].to_bytes(2, "big")
+                    reply = query[:2] + b"\x81\x80\0\1" + number + b"\0\0\0\0"
+                    self.socket.sendto(reply + query[12:], address)
+
+
+class TestNameServers(Case):
+    """Of a name, IPv4 is looked up first, and IPv6 only where there is no IPv4."""
+
+    def look_up(self, answers: dict[int, int]) -> tuple[list[Any], list[int]]:
+        """Look a name up; return for which families, and what the name server heard."""
+        server = NameServer(answers)
+        self.addCleanup(server.socket.close)
+        families = []
+
+        def getaddrinfo(name: bytes, port: int, family: int, kind: int) -> list[Any]:
+            families.append(family)
+            record_type = {socket.AF_INET: 1, socket.AF_INET6: 28}[family]
+            if not answers.get(record_type):
+                raise socket.gaierror("no address of this family")
+            return [(family, kind, 0, "", ("127.0.0.1", port))]
+
+        files = {"/etc/resolv.conf": b"nameserver 127.0.0.1\n"}
+        module = mock.Mock(wraps=popcon.standard_socket())
+        module.AF_INET, module.AF_INET6 = socket.AF_INET, socket.AF_INET6
+        module.SOCK_DGRAM, module.getaddrinfo = socket.SOCK_DGRAM, getaddrinfo
+        patches = {
+            "NAME_SERVER_PORT": server.socket.getsockname()[1],
+            "PATIENCE": 0.2,
+            "read": lambda path: files.get(path, b""),
+            "standard_socket": lambda: module,
+        }
+        with mock.patch.multiple(popcon, **patches):
+            with contextlib.suppress(OSError):
+                popcon.look_up("statsd.example", 9125)
+        return families, server.asked
+
+    def test_one_that_drops_questions_about_ipv6_is_not_asked_about_it(self) -> None:
+        families, asked = self.look_up({1: 1})
+        self.assertEqual((families, asked), ([socket.AF_INET], [1]))
+
+    def test_ipv6_is_looked_up_where_there_is_no_ipv4(self) -> None:
+        families, asked = self.look_up({1: 0, 28: 1})
+        both = [socket.AF_INET, socket.AF_INET6]
+        self.assertEqual((families, asked), (both, [1, 28]))
+
+    def test_one_that_drops_questions_about_ipv6_is_not_waited_for_in_vain(self) -> None:
+        families, asked = self.look_up({1: 0})
+        self.assertEqual((families, asked), ([socket.AF_INET], [1, 28]))
+
+    def test_a_silent_one_is_not_left_to_getaddrinfo(self) -> None:
+        families, asked = self.look_up({})
+        self.assertEqual((families, asked), ([], [1]))
+
+
+class TestOneState(Libraries):
+    """One process has one state, whatever becomes of the module popcon."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        source = SOURCE.read_text(encoding="utf-8")
+        self.write(self.own, {"popcon.py": source})
+        newer = re.sub('__version__ = ".*"', '__version__ = "99.0"', source)
+        self.newer = self.folder / "newer.py"
+        self.newer.write_text(newer, encoding="utf-8")
+
+    def assert_each_once(self, code: str, **options: Any) -> None:
+        """A program that uses alpha, beta, gamma after popcon is set up sends each once."""
+        names, _, err, status = self.script(code, **options)
+        self.assertEqual((names, err, status), (["alpha", "beta", "gamma"], "", 0))
+
+    def test_it_is_imported_again(self) -> None:
+        self.assert_each_once("""
+            import sys, popcon; popcon.setup_reporter()
+            import alpha
+            del sys.modules["popcon"], popcon
+            import popcon; popcon.setup_reporter()
+            import beta
+            assert popcon.used_libraries() == {"alpha", "beta"}
+            assert popcon.report() == ["alpha", "beta"]
+            del sys.modules["popcon"]
+            import popcon, gamma; popcon.setup_reporter()
+            """)
+
+    def test_it_is_imported_again_in_another_version(self) -> None:
+        self.assert_each_once(f"""
+            import shutil, sys, popcon; popcon.setup_reporter()
+            import alpha
+            popcon.report()
+            shutil.copy({str(self.newer)!r}, popcon.__file__)
+            del sys.modules["popcon"]
+            import beta, popcon; popcon.setup_reporter()
+            assert popcon.__version__ == "99.0"
+            import gamma
+            """)
+
+    def test_it_is_reloaded(self) -> None:
+        self.assert_each_once(f"""
+            import importlib, shutil, popcon; popcon.setup_reporter()
+            import alpha
+            importlib.reload(popcon)
+            import beta
+            popcon.report()
+            shutil.copy({str(self.newer)!r}, popcon.__file__)
+            importlib.reload(popcon).setup_reporter()
+            assert popcon.__version__ == "99.0"
+            import gamma
+            """)
+
+    def test_the_baseline_stays(self) -> None:
+        code = """
+            import alpha
+            import sys, importlib, popcon; popcon.setup_reporter()
+            importlib.reload(popcon).setup_reporter()
+            del sys.modules["popcon"]
+            import popcon; popcon.setup_reporter()
+            import beta
+            """
+        self.assertEqual(self.script(code), (["beta"], "", "", 0))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "needs os.fork")
+    def test_a_child_of_a_fork_begins_anew_with_the_last_copy(self) -> None:
+        code = """
+            import os, sys, popcon; popcon.setup_reporter()
+            import alpha
+            del sys.modules["popcon"]
+            import popcon
+            if not os.fork():
+                import beta
+                sys.exit()
+            os.wait()
+            """
+        self.assertEqual(self.script(code)[0], ["alpha", "beta"])
+
+
+@unittest.skipUnless(hasattr(signal, "SIGTERM") and os.name == "posix", "needs SIGTERM")
+class TestSigterm(Libraries):
+    """PYTHON_POPCONTEST_SIGTERM=1 lets a process that gets SIGTERM report."""
+
+    ON: dict[str, Any] = {"PYTHON_POPCONTEST_SIGTERM": "1"}
+    END = "os.kill(os.getpid(), signal.SIGTERM)"
+
+    def test_it_reports_and_ends_by_the_signal_all_the_same(self) -> None:
+        ended = self.sent(f"import alpha, os, signal; {self.END}", **self.ON)
+        self.assertEqual(ended, (["alpha"], "", "", -signal.SIGTERM))
+
+    def test_without_it_nothing_is_changed(self) -> None:
+        code = "import alpha, os, signal, sys\n"
+        code += "sys.stdout.write(str(signal.getsignal(signal.SIGTERM) == 0)); "
+        ended = self.sent(f"{code} sys.stdout.flush(); {self.END}")
+        self.assertEqual(ended, ([], "True", "", -signal.SIGTERM))
+
+    def test_what_was_sent_already_is_not_sent_again(self) -> None:
+        code = f"import alpha, os, popcon, signal; popcon.report(); import beta; {self.END}"
+        self.assertEqual(self.sent(code, **self.ON)[0], ["alpha", "beta"])
+
+    def test_a_handler_of_the_programs_own_is_left_alone(self) -> None:
+        before = """
+            import os, signal, sys
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+            import popcon; popcon.setup_reporter(); import alpha
+            """
+        ended = self.script(f"{before}{self.END}", **self.ON)
+        self.assertEqual(ended, (["alpha"], "", "", 5))
+        ignored = before.replace("lambda *_: sys.exit(5)", "signal.SIG_IGN")
+        self.assertEqual(self.script(f"{ignored}{self.END}", **self.ON)[3], 0)
+
+    def test_a_handler_that_is_set_later_is_left_alone(self) -> None:
+        code = """
+            import alpha, os, signal, sys
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(6))
+            """
+        ended = self.sent(f"{textwrap.dedent(code)}{self.END}", **self.ON)
+        self.assertEqual(ended, ([], "", "", 6))
+
+    def test_it_may_be_set_up_in_another_thread(self) -> None:
+        code = """
+            import popcon, threading
+            thread = threading.Thread(target=popcon.setup_reporter)
+            thread.start(); thread.join()
+            import alpha
+            """
+        self.assertEqual(self.script(code, **self.ON), (["alpha"], "", "", 0))
+
+    def test_children_and_workers_that_get_it_report(self) -> None:
+        code = """
+            import multiprocessing, os, signal, sys, time
+            import popcon; popcon.setup_reporter()
+            def work(connection):
+                import beta
+                connection.send(0)
+                time.sleep(60)
+            def run():
+                context = multiprocessing.get_context("fork")
+                ours, theirs = context.Pipe()
+                process = context.Process(target=work, args=[theirs])
+                process.start()
+                ours.recv()
+                process.terminate()
+                process.join()
+                print(process.exitcode)
+                child = os.fork()
+                if not child:
+                    import gamma
+                    os.kill(os.getpid(), signal.SIGTERM)
+                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            run()
+            """
+        with Server() as server:
+            self.write(self.own, {"program.py": textwrap.dedent(code)})
+            ended = self.run_python("program.py", **server.settings | self.ON)
+            self.assertEqual(server.names(), ["beta", "gamma"])
+        self.assertEqual((ended.stdout, ended.stderr), ("-15\n-15\n", ""))
+
+    @unittest.skipUnless(RELATIVES, "needs POPCON_TEST_RELATIVES, a python with uvicorn")
+    def test_uvicorn_reports_for_it_raises_the_signal_after_its_own_handler(self) -> None:
+        code = """
+            import popcon; popcon.setup_reporter()
+            import os, signal, threading, time
+            import uvicorn, alpha
+            async def app(scope, receive, send):
+                assert scope["type"] == "lifespan"
+                await receive()
+                await send({"type": "lifespan.startup.complete"})
+                os.kill(os.getpid(), signal.SIGTERM)
+                await receive()
+                await send({"type": "lifespan.shutdown.complete"})
+            uvicorn.run(app, port=0, log_level="critical", lifespan="on")
+            """
+        names, _, err, status = self.script(code, python=RELATIVES, **self.ON)
+        self.assertEqual((err, status), ("", -signal.SIGTERM))
+        self.assertIn("alpha", names)
+        self.assertIn("uvicorn", names)
 
 
 # Drives a real kernel through cells, and to its end; what each cell printed goes out.
@@ -1118,7 +1744,7 @@ class TestShells(Case):
         self.write(self.startup, {"000-a.py": "import helper"})
         again = "import popcon; popcon.setup_reporter(); popcon.setup_reporter()\n"
         again += "hooks = get_ipython().events.callbacks['post_execute']\n"
-        again += "print(hooks.count(popcon._report_after_cell))"
+        again += "print(hooks.count(popcon._reporter.report_after_cell))"
         cells = "import sympy", "import alpha, helper", "1/0", "import sympy, alpha", "%reset -f"
         *_, count, last = self.kernel(*cells, again, "import bs4; print(popcon.report())")
         self.assertEqual(count, "1\n")
@@ -1143,6 +1769,38 @@ class TestShells(Case):
             cells = "import alpha", "import bs4", "import sympy"
             self.kernel(*cells, PYTHON_POPCONTEST_STATSD_HOST="statsd.example")
             self.assertEqual(len(name_server.received(0.5)), 2)
+
+    def test_an_extension_that_a_person_chose_counts_with_what_it_imports(self) -> None:
+        source = "import alpha\ndef load_ipython_extension(shell): pass\n"
+        self.install("chosen", "chosen.py", source=source)
+        settings = "c.InteractiveShellApp.extensions = ['chosen', 'autoreload']\n"
+        files = ("ipython_config.py", "ipython_kernel_config.py")
+        self.write(self.startup.parent, dict.fromkeys(files, settings))
+        self.kernel("1+1")
+        self.assertEqual(self.server.names(0.5), ["alpha", "chosen"])
+        early = "import popcon; popcon.setup_reporter()"
+        self.write(self.site, {"sitecustomize.py": early})
+        self.run_there("import IPython; IPython.start_ipython(['-c', '1+1'])")
+        self.assertEqual(self.server.names(), ["alpha", "chosen"])
+
+    def test_autoreload_of_another_version_loses_nothing_and_sends_nothing_twice(self) -> None:
+        source = SOURCE.read_text(encoding="utf-8")
+        newer = re.sub('__version__ = ".*"', '__version__ = "99.0"', source)
+        self.write(self.site, {"popcon.py": source})
+        for name in ("beta", "gamma"):
+            self.install(name, f"{name}.py")
+        copied = f"import popcon; open(popcon.__file__, 'w').write({newer!r})"
+        out = self.kernel(
+            "%load_ext autoreload",
+            "%autoreload 2",
+            "import alpha",
+            copied,
+            "import beta",
+            "import gamma; print(popcon.__version__)",
+            "popcon.setup_reporter(); print(sorted(popcon.used_libraries()))",
+        )
+        self.assertEqual(out[-2:], ["99.0\n", "['alpha', 'beta', 'gamma']\n"])
+        self.assertEqual(self.server.names(0.5), ["alpha", "beta", "gamma"])
 
     def test_terminal_ipython_works_the_same(self) -> None:
         ended = self.run_there(r"""
@@ -1254,7 +1912,7 @@ class TestRealThings(Case):
             for name in found:
                 line = popcon.statsd_line(name, "p").decode()
                 self.assertRegex(line, r"\Ap\.[a-z0-9]+(-[a-z0-9]+)*:1\|c\Z", seed)
-            popcon.shells_own([str(self.site)])
+            popcon.shell_libraries({str(self.site / 'good.py')})
 
     @unittest.skipUnless(DEBIAN, "needs POPCON_TEST_DEBIAN, roots with python3 and what is below")
     def test_is_right_where_debian_left_no_record(self) -> None:
@@ -1988,7 +2646,7 @@ class TestUsage(Case):
         python: Any = {"path": [*map(str, path or [self.site])], "prefix": str(self.folder)}
         with (mock.patch.dict(os.environ, settings, clear=True),
               mock.patch.multiple(sys, **python, meta_path=[*sys.meta_path]),
-              mock.patch.object(popcon, "_set_up", mock.Mock(**{"locked.return_value": everyone})),
+              mock.patch.object(popcon, "is_set_up", lambda: everyone),
               contextlib.redirect_stdout(io.StringIO()) as out,
               contextlib.redirect_stderr(io.StringIO()) as err):  # fmt: skip
             try:
