@@ -1668,7 +1668,7 @@ class Prometheus:
         seconds = options.window.seconds
         self.options = options
         self.counters = matchers(options)
-        self.start = now - seconds
+        self.start: float = now - seconds
         self.end = now
         # Seconds without an exporter that matter little.
         self.outage: float = min(max(LOOK_BACK, seconds / 100), seconds / 10)
@@ -1782,6 +1782,8 @@ class Prometheus:
 
     def first_count(self, life: Life) -> float:
         """Return when an exporter first had a counter. Within a life they all stay."""
+        if life.before:
+            return life.scrapes[0]
         if not life.after:
             return self.end
         first, last = 0, len(life.scrapes) - 1
@@ -2249,7 +2251,6 @@ def reason_of(
     names = {name.partition(".")[0] for name in top_levels}
     paths = "\n".join(library.files)
     plug_ins = library.groups - SCRIPTS
-    modules = library.paths("module")
     if why_silent == IS_HOST:
         return IS_HOST
     url = b"".join(distribution.read("direct_url.json").split())
@@ -2267,7 +2268,7 @@ def reason_of(
         return "has no RECORD of its files"
     if library.paths("odd"):
         return "odd paths in its RECORD"
-    if not modules:
+    if not library.paths("module"):
         return "nothing to import"
     if is_stubs(distribution, names):
         return "holds type stubs"
@@ -2630,9 +2631,9 @@ def conclusion(here: "list[Library]", doubt: str, since: str) -> "list[str]":
     return sentences
 
 
-def by_use(row: "list[Library]") -> "tuple[int, int, str]":
+def by_use(row: "list[Library]") -> "tuple[bool, int, int]":
     """Return a key to sort rows by falling numbers of processes, then by size."""
-    return -(row[0].processes or 0), -total(row), row[0].row
+    return row[0].row == SEVERAL, -(row[0].processes or 0), -total(row)
 
 
 def total(libraries: "list[Library]") -> int:
