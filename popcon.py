@@ -1691,8 +1691,9 @@ class Prometheus:
                 counts.add(library_of(labels), rise)
         idle = set()
         for labels in series:
-            if counts.processes.get(library_of(labels), 0) <= self.options.at_most:
-                idle.add(dict(labels).get("library", ""))
+            name = library_of(labels)
+            if name and counts.processes.get(name, 0) <= self.options.at_most:
+                idle.add(dict(labels)["library"])
         for life in lives:
             if idle and self.has_lost(life, idle):
                 counts.doubt = ENDED
@@ -1994,9 +1995,7 @@ def headers(options: "argparse.Namespace") -> "dict[str, str]":
                 raise OSError(f"--header {text}: {error.strerror}") from None
         pairs = re.findall(r"(?m)^[ \t]*([\w-]+)[ \t]*:[ \t]*([ -~]*)$", text)
         if not pairs:
-            raise ValueError(
-                "--header must be 'Name: value', or @FILE with such lines"
-            )
+            raise ValueError("--header must be 'Name: value', or @FILE with such lines")
         found.update(pairs)
     return found
 
@@ -2141,7 +2140,7 @@ def library_of_metadata(distribution: Distribution, words: "set[str]") -> Librar
 
     stem, _, rest = distribution.info.rpartition(".")[0].partition("-")
     name = distribution.name() or normalized(stem)
-    library = Library(name or f"{distribution.folder}{os.sep}{distribution.info}")
+    library = Library(name or readable(distribution.info, 60))
     library.version = rest.partition("-")[0]
     library.folder = distribution.folder.replace(os.sep, "/")
     library.files = files_of(distribution)
@@ -2205,6 +2204,7 @@ IS_HOST = "runs sessions, or installs"
 IS_SERVER = "serves Jupyter"
 IS_KERNEL = "extends ipykernel"
 IS_COMMAND = "its commands do not report"
+OPTIONAL = "optional: "  # for these, which do not report
 
 
 def silence_of(library: Library) -> str:
@@ -2416,7 +2416,7 @@ def judged(counts: Counts, options: "argparse.Namespace") -> "list[Library]":
     for name, library in installed.items():
         library.required_by = sorted(needed.get(name, ()))
         if name in optional and not library.reason:
-            library.reason = "optional: " + ", ".join(sorted(optional[name]))
+            library.reason = OPTIONAL + ", ".join(sorted(optional[name]))
         if not library.reason:
             library.reason = counts.doubt.partition(":")[0]
         library.status = status_of(library)
@@ -2485,7 +2485,13 @@ def bundle(installed: "dict[str, Library]", optional: "Graph") -> None:
 
 SEVERAL = "(for several of these)"
 ALL = 10**6
-ROWS = 20  # without --all
+# Rows without --all, of groups that ask for nothing, or have many.
+LIMITS = {
+    "used": 20,
+    "unknown": 20,
+    "required": 0,
+    "absent": 5,
+}
 TITLES = {
     "used": "Used, by how many processes",
     "rare": "Rarely used, by at most ",
@@ -2515,7 +2521,11 @@ def table(
         members = [library for library in libraries if library.group == group]
         if group == "rare":
             title += some(options.at_most, "process", "processes")
-        limit = limit_of(group, counts, options)
+        limit = LIMITS.get(group, ALL)
+        if counts.doubt and group == "unknown":
+            limit = 0
+        if options.all:
+            limit = ALL
         if members:
             lines += section(title, members, limit, options, width)
     lines.append("")
@@ -2531,15 +2541,6 @@ def width_of_terminal() -> int:
     if sys.stdout is None or not sys.stdout.isatty():
         return ALL
     return max(60, get_terminal_size().columns)
-
-
-def limit_of(group: str, counts: Counts, options: "argparse.Namespace") -> int:
-    """Return how many rows of a group are shown."""
-    if options.all or group in CAN_GO:
-        return ALL
-    if group == "required" or (group == "unknown" and counts.doubt):
-        return 0
-    return ROWS
 
 
 def section(
@@ -2560,10 +2561,10 @@ def section(
     lines = ["", f"{title} ({number})"]
     most = max(1, order[0][0].processes or 0)
     for row in order[:limit]:
-        begin = f"  {row[0].row:26} {size_of(row):>9}  "
+        begin = f"  {row[0].row:24} {size_of(row):>8}  "
         text = remark(row, options, width - len(begin))
         if row[0].group == "used":
-            length = min(40, width - 50) * (row[0].processes or 0) / most
+            length = min(40, width - 48) * (row[0].processes or 0) / most
             text += "  " + "#" * round(length)
         lines.append(f"{begin}{text}"[:width].rstrip())
     if limit == 0:
@@ -2584,10 +2585,13 @@ def remark(row: "list[Library]", options: "argparse.Namespace", room: int) -> st
         return few(first.required_by, room)
     if first.status == "unused":
         return companions(row, room)
-    if first.brought_by:
-        begin = f"{first.reason}; only for "
-        return begin + few(sorted(first.brought_by), room - len(begin))
-    return first.reason
+    begin, names = first.reason, sorted(first.brought_by)
+    if names:
+        begin += "; only for "
+    elif begin.startswith(OPTIONAL):
+        names = begin.removeprefix(OPTIONAL).split(", ")
+        begin = OPTIONAL
+    return begin + few(names, room - len(begin))
 
 
 def companions(row: "list[Library]", room: int) -> str:
@@ -2596,12 +2600,11 @@ def companions(row: "list[Library]", room: int) -> str:
     names = [library.name for library in row if library.name != first.row]
     if first.row == SEVERAL:
         return few(names, room)
-    text = ""
     if names:
-        text = "with " + few(names, room - len("with "))
-    elif first.installer == "pip" and not first.was_asked_for:
-        text = "not asked for: an extra, or left over"
-    return text
+        return "with " + few(names, room - len("with "))
+    if first.installer == "pip" and not first.was_asked_for:
+        return "not asked for: an extra, or left over"
+    return ""
 
 
 def conclusion(here: "list[Library]", doubt: str, since: str) -> "list[str]":
@@ -2625,7 +2628,7 @@ def conclusion(here: "list[Library]", doubt: str, since: str) -> "list[str]":
     brought = [library.name for library in left if library.brought_by]
     if brought:
         sentences.append(
-            f"They alone have brought {few(brought, 200)}: see that your list has "
+            f"They alone have brought {few(brought, 100)}: see that your list has "
             "what people use, and what you want to keep."
         )
     return sentences
@@ -2660,6 +2663,8 @@ def some(number: int, one: str, many: str) -> str:
 
 def few(names: "list[str]", room: int) -> str:
     """Return as many names as there is room for, and how many more there are."""
+    if not names:
+        return ""
     for number in range(len(names), 0, -1):
         text = ", ".join(names[:number])
         if number < len(names):

@@ -3422,7 +3422,7 @@ class TestUsage(UsageCase):
         self.assertEqual((len(unknown), unknown[-1]), (21, "5 more: --all lists them"))
         self.assertIn("\nNeeded by others (25, 0.0 MB): --all lists them\n", text)
         absent = self.section("Counted, but not installed here", text)
-        self.assertEqual((len(absent), absent[-1]), (21, "3 more: --all lists them"))
+        self.assertEqual((len(absent), absent[-1]), (6, "18 more: --all lists them"))
         everything = self.printed("--all")
         self.assertNotIn("--all", everything)
         needed = self.section("Needed by others", everything)
@@ -3444,7 +3444,7 @@ class TestUsage(UsageCase):
             self.assertLessEqual(max(map(len, lines)), width)
             self.assertIn("  alpha ", text)
             self.assertRegex(
-                text, "with (part-0, part.* and [0-9]+ more|30 libraries)\n"
+                text, r"with part-0.* and \d+ more\n"
             )
             self.assertRegex(text, "1,000  #{9,40}\n")
         text = self.printed(environ={"COLUMNS": "60"})
