@@ -1462,7 +1462,10 @@ def say_limits(libraries: "list[Library]", counts: "Counts") -> None:
     workers = sorted(WORKERS.intersection(counts.processes))
     if workers:
         names = ", ".join(workers)
-        note(f"what workers of {names} import is known if they call popcon.report()")
+        note(
+            f"what workers of {names} import is known only if they call "
+            "popcon.report()"
+        )
     absent = groups.count("absent")
     here = len(groups) - absent
     if absent > 5 and absent > 2 * (len(counts.processes) - absent):
@@ -1604,7 +1607,7 @@ def exporter_counts(options: "argparse.Namespace", now: float) -> Counts:
             counts.add(normalized(library[1]), float(value))
     if not starts or not text.endswith("\n"):  # as the format wants it
         hint = ""
-        if "/metrics" not in options.metrics:
+        if "://" in options.metrics and "/metrics" not in options.metrics:
             hint = "; is /metrics missing at its end?"
         begin = readable(text[:60], 60)
         raise OSError(f"that is no exporter's metrics, or cut off: {begin!r}{hint}")
@@ -1710,10 +1713,9 @@ class Prometheus:
         lives: dict[float, Life] = {}
         for labels, samples in exporters.items():
             for start, times in parted_by_start(samples):
-                if times[-1] > self.start:
-                    life = lives.setdefault(start, Life(target))
-                    life.exporters.append(labels)
-                    life.scrapes += times
+                life = lives.setdefault(start, Life(target))
+                life.exporters.append(labels)
+                life.scrapes += times
         for life in lives.values():
             life.tell_apart(exporters)
             times = sorted(life.scrapes)
@@ -1950,8 +1952,8 @@ def fetch(url: str, form: "dict[str, Any]", options: "argparse.Namespace") -> st
         why = getattr(error, "reason", "") or error or type(error).__name__
         raise OSError(f"{shown} cannot be read: {why}") from None
     if answer.status != 200:
-        why = answer.headers.get("Location") or told_error(text)
-        if answer.status == 404:
+        why = answer.headers.get("Location", "").partition("?")[0] or told_error(text)
+        if answer.status == 404 and options.prometheus:
             why = IS_EXPORTER
         said = f"{shown} answers {answer.status} {answer.reason}: {why}"
         raise OSError(said.rstrip(": "))
@@ -2468,7 +2470,7 @@ def bundle(installed: "dict[str, Library]", optional: "Graph") -> None:
     # Who takes most comes first: what that brought needs not be struck itself.
     gone.sort(key=lambda one: (-len(one.takes), not one.was_asked_for, one.name))
     for library in gone:
-        if library.was_asked_for or not library.brought_by:
+        if not library.brought_by:
             for name in library.takes & installed.keys() - {library.name}:
                 other = installed[name]
                 stays = other.was_asked_for or other.required_by or name in optional

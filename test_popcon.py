@@ -2701,6 +2701,7 @@ class UsageCase(Case):
         super().setUp()
         self.now = round(time.time())
         self.source: tuple[str, ...] = ()  # from where usage is to read the counts
+        self.says_only_sessions = False  # whether usage said so, the last time
 
     def usage(
         self,
@@ -2730,6 +2731,7 @@ class UsageCase(Case):
                 status = popcon.main(["usage", *self.source, *arguments])
             except SystemExit as error:
                 status = int(error.code or 0)
+        self.says_only_sessions = ONLY_SESSIONS in err.getvalue()
         said = err.getvalue().replace(ONLY_SESSIONS, "")
         return Outcome(status, out.getvalue(), said)
 
@@ -3381,6 +3383,7 @@ class TestUsage(UsageCase):
             rows, ["rare 0.0 MB 4", "rare-need 0.0 MB 2", "unused-need 0.0 MB 0"]
         )
         self.assertEqual(self.section("Can go", text), ["never 0.0 MB"])
+        self.assertIn("\n1 of 8 libraries can go, ", text)
         rows = self.section("Counted, but not installed here", text)
         self.assertEqual(rows, ["private 1"])
         unused = self.printed("--at-most", "4", "--unused").split()
@@ -3443,9 +3446,7 @@ class TestUsage(UsageCase):
             heading, *lines = text.splitlines()
             self.assertLessEqual(max(map(len, lines)), width)
             self.assertIn("  alpha ", text)
-            self.assertRegex(
-                text, r"with part-0.* and \d+ more\n"
-            )
+            self.assertRegex(text, r"with part-0.* and \d+ more\n")
             self.assertRegex(text, "1,000  #{9,40}\n")
         text = self.printed(environ={"COLUMNS": "60"})
         self.assertIn("with " + ", ".join(sorted(parts)) + "\n", text)
@@ -3469,6 +3470,17 @@ class TestUsage(UsageCase):
         last = self.printed(everyone=True).splitlines()[-1]
         self.assertEqual(last, f"No process {sentence}")
 
+    def test_it_says_so_if_only_sessions_report_and_something_can_go(self) -> None:
+        self.install("alpha", "alpha.py")
+        self.count(beta=1)
+        self.printed()
+        self.assertTrue(self.says_only_sessions)
+        self.printed(everyone=True)
+        self.assertFalse(self.says_only_sessions)
+        self.count(alpha=1)
+        self.printed()
+        self.assertFalse(self.says_only_sessions)
+
     def test_it_says_where_nothing_can_go(self) -> None:
         self.install("alpha", "alpha.py")
         self.count(alpha=1)
@@ -3484,7 +3496,7 @@ class TestUsage(UsageCase):
         self.assertEqual(outcome, (0, "alpha\n", said))
         self.count(ray=1, rq=3)
         outcome = self.usage("--unused")
-        said = "popcon: what workers of ray, rq import is known if they call popcon.report()\n"
+        said = "popcon: what workers of ray, rq import is known only if they call popcon.report()\n"
         self.assertEqual(outcome, (0, "alpha\n", said))
 
     def test_it_asks_whether_the_environment_is_the_right_one(self) -> None:
@@ -3533,6 +3545,12 @@ class TestUsage(UsageCase):
         self.assertEqual(outcome.out.splitlines()[-1], doubt)
         self.assertIn("Cannot be judged (1, 0.0 MB): --all lists them\n", outcome.out)
         self.assertEqual(self.printed("--unused", "--window", "12d"), "alpha\n")
+
+    def test_a_hundredth_of_the_window_may_lack(self) -> None:
+        self.count(since=time.time() - 99.5 * DAY, other=1)
+        self.assertEqual(self.usage("--window", "100d").status, 0)
+        self.count(since=time.time() - 98.5 * DAY, other=1)
+        self.assertEqual(self.usage("--window", "100d").status, 1)
 
     def test_durations_are_told_in_the_unit_that_was_given_or_a_smaller_one(
         self,
@@ -3615,7 +3633,7 @@ class TestUsage(UsageCase):
     def test_sources_that_cannot_be_read_get_one_sentence(self) -> None:
         path = self.metrics_file(alpha=1, beta=1)
         path.write_bytes(path.read_bytes()[:-1])
-        cut = "no exporter's metrics, or cut off: '# HELP"
+        cut = r"no exporter's metrics, or cut off: '# HELP[^;]*$"
         self.assert_refused(cut, "--metrics", str(path))
         missing = "/no/such: No such file .*; a URL begins"
         self.assert_refused(missing, "--metrics", "/no/such")
@@ -3634,6 +3652,8 @@ class TestUsage(UsageCase):
         page = self.serve(lambda asked: (200, {}, b"<!DOCTYPE html>"))
         hint = "no exporter's metrics.*'<!DOC.*; is /metrics missing"
         self.assert_refused(hint, "--metrics", f"{page}/?token=hunter2")
+        gone = self.serve(lambda asked: (404, {}, b"gone"))
+        self.assert_refused("answers 404 Not Found$", "--metrics", gone)
         cut_off = self.serve(lambda asked: (200, length, body[:-22]))
         self.assert_refused("its answer is cut off", "--metrics", cut_off)
         whole = self.serve(lambda asked: (200, {}, body))
@@ -3683,10 +3703,12 @@ class TestUsage(UsageCase):
             starts[first[-1] + 60] = math.nan
             starts |= dict.fromkeys(second, second[0] - 9)
             starts |= dict.fromkeys(third, third[0] - 9)
+            starts = {first[0] - 1800: 5.0} | starts
             database.add_starts(starts)
             # Once before the window, and once in each later life.
             database.add_counter("again", dict.fromkeys([*first, *second, *third], 1.0))
-            before = dict.fromkeys(first, 7.0) | {first[-1] + 60: math.nan}
+            before = {first[0] - 1800: 6.0} | dict.fromkeys(first, 7.0)
+            before[first[-1] + 60] = math.nan
             database.add_counter("before", before)
             database.add_counter("once", {second[-1]: 1.0, second[-1] + 60: math.nan})
             database.add_counter("late", {third[-1]: 1.0}, namespace="prod")
@@ -3794,6 +3816,22 @@ class TestUsage(UsageCase):
         del one_is_lost[days[51]]
         self.assertTrue(self.ended(one_is_lost))
 
+    def test_a_counter_may_begin_within_the_window(self) -> None:
+        self.install("alpha", "alpha.py")
+        database, days = self.database()
+        database.add_starts(dict.fromkeys(days, 5.0))
+        database.add_counter("used", dict.fromkeys(days, 1.0), namespace="one")
+        database.add_counter("used", dict.fromkeys(days[60:], 1.0), namespace="two")
+        self.assertEqual(self.printed("--unused", "--at-most", "1"), "alpha\n")
+
+    def test_after_a_counter_came_back_its_value_counts(self) -> None:
+        database, days = self.database()
+        database.add_starts(dict.fromkeys(days, 5.0))
+        samples = dict.fromkeys(days[:40], 2.0) | dict.fromkeys(days[60:], 1.0)
+        database.add_counter("alpha", samples)
+        rows = json.loads(self.usage("--json").out)
+        self.assertEqual(rows[0]["processes"], 1)
+
     def test_a_counter_of_which_some_is_used_may_end(self) -> None:
         self.install("alpha", "alpha.py")
         database, days = self.database()
@@ -3844,8 +3882,16 @@ class TestUsage(UsageCase):
         outcome = self.usage("--window", "1h")
         self.assertEqual(outcome.status, 1)
         self.assertIn("reach back 0s of 1h\n", outcome.err)
-        # Two hours matter little where the window is long.
-        self.assertIn("reach back 1h of 3d", self.usage("--window", "3d").err)
+
+    def test_an_outage_of_two_hours_in_a_long_window_is_forgiven(self) -> None:
+        self.install("alpha", "alpha.py")
+        database, _ = self.database()
+        end = time.time() - 1.5 * 3600
+        times = [end - 3600 * number for number in range(100, -1, -1)]
+        database.add_starts(dict.fromkeys(times, 5.0))
+        rising = {when: 1.0 + number for number, when in enumerate(times)}
+        database.add_counter("other", rising)
+        self.assertEqual(self.printed("--window", "3d", "--unused"), "alpha\n")
 
     def test_where_restarts_are_not_known_too_much_is_counted(self) -> None:
         self.install("alpha", "alpha.py")
@@ -3922,6 +3968,7 @@ class TestUsage(UsageCase):
         location = "https://login.example/\33[2J"
         moved = r"answers 302 Found: https://login.example/ \[2J$"
         self.assert_answer_refused(moved, b"", 302, {"Location": location})
+        self.assert_answer_refused(moved, b"", 302, {"Location": location + "?hunter2"})
         exporter = "answers 404 Not Found: an exporter is to be given as --metrics URL$"
         self.assert_answer_refused(exporter, b"404", 404)
 
