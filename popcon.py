@@ -2221,7 +2221,8 @@ def silence_of(library: Library) -> str:
     commands = library.paths("command")
     modules = library.paths("module")
     is_program = bool(commands) or not SCRIPTS.isdisjoint(library.groups)
-    if is_program and not everyone_reports():
+    # What has plug-ins may be a server, as python-lsp-server: many of them are killed.
+    if is_program and (is_plug_in(library) or not everyone_reports()):
         return IS_COMMAND
     if is_program or any(path.endswith("/__main__.py") for path in modules):
         for path in commands:
@@ -2252,7 +2253,6 @@ def reason_of(
     top_levels = library.top_levels()
     names = {name.partition(".")[0] for name in top_levels}
     paths = "\n".join(library.files)
-    plug_ins = library.groups - SCRIPTS
     if why_silent == IS_HOST:
         return IS_HOST
     url = b"".join(distribution.read("direct_url.json").split())
@@ -2276,7 +2276,7 @@ def reason_of(
         return "holds type stubs"
     if why_silent == IS_KERNEL:
         return IS_KERNEL
-    if not all(is_own(group, library.name) for group in plug_ins):
+    if is_plug_in(library):
         return "a plug-in, others find it"
     if why_silent:
         return why_silent
@@ -2297,9 +2297,12 @@ def is_stubs(distribution: Distribution, names: "set[str]") -> bool:
     return False
 
 
-def is_own(group: str, name: str) -> bool:
-    """Tell whether entry points are for the library itself, as markdown.extensions."""
-    return f"{normalized(group)}-".startswith(f"{name}-")
+def is_plug_in(library: Library) -> bool:
+    """Tell whether it has entry points for others, not as markdown.extensions."""
+    for group in library.groups - SCRIPTS:
+        if not f"{normalized(group)}-".startswith(f"{library.name}-"):
+            return True
+    return False
 
 
 def words_of_settings() -> "set[str]":

@@ -2996,17 +2996,19 @@ class TestUsage(UsageCase):
         # As python-lsp-server: others plug into it, and it has a command.
         both = {"entry_points.txt": "[pylsp]\nx = y\n[console_scripts]\nx = y:main\n"}
         self.requiring("langserver", 'rope; extra == "all"', more=both)
-        self.requiring("used-one", 'part; extra == "all"', more=COMMAND)
+        self.requiring("used_one", 'part; extra == "all"', more=COMMAND)
         self.install_all("rope", "part")
-        counts: Any = {"used-one": 1}
+        self.count(**{"used-one": 1})
         expected = {
             "langserver": "a plug-in, others find it",
             "part": "optional: used-one",
             "rope": "optional: langserver",
             "used-one": "used",
         }
-        self.count(**counts)
         self.assertEqual(self.verdicts(), expected)
+        # Where every process reports, only servers are often killed.
+        expected["part"] = "unused"
+        self.assertEqual(self.verdicts(everyone=True), expected)
 
     def test_what_requires_ipykernel_cannot_be_judged_and_what_that_requires_stays(
         self,
