@@ -2221,8 +2221,10 @@ def silence_of(library: Library) -> str:
     commands = library.paths("command")
     modules = library.paths("module")
     is_program = bool(commands) or not SCRIPTS.isdisjoint(library.groups)
-    # What has plug-ins may be a server, as python-lsp-server: many of them are killed.
-    if is_program and (is_plug_in(library) or not everyone_reports()):
+    # What has plug-ins of its own may be a server, which is killed at its end, as
+    # python-lsp-server with its package pylsp.
+    is_server = not library.groups.isdisjoint(library.top_levels())
+    if is_program and (is_server or not everyone_reports()):
         return IS_COMMAND
     if is_program or any(path.endswith("/__main__.py") for path in modules):
         for path in commands:

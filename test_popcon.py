@@ -2789,7 +2789,8 @@ class UsageCase(Case):
         lines = "".join(f"Requires-Dist: {text}\n" for text in requirements)
         text = f"Metadata-Version: 2.1\nName: {name}\n{lines}\nRequires-Dist: doc\n"
         more = {"METADATA": text} | options.pop("more", {})
-        self.install(name, f"{name}.py", more=more, **options)
+        files = options.pop("files", [f"{name}.py"])
+        self.install(name, *files, more=more, **options)
 
     def install_all(self, *names: str) -> None:
         """Install libraries of one module each."""
@@ -2995,7 +2996,9 @@ class TestUsage(UsageCase):
     def test_no_other_reason_hides_that_processes_do_not_report(self) -> None:
         # As python-lsp-server: others plug into it, and it has a command.
         both = {"entry_points.txt": "[pylsp]\nx = y\n[console_scripts]\nx = y:main\n"}
-        self.requiring("langserver", 'rope; extra == "all"', more=both)
+        files = ["pylsp/__init__.py"]
+        extra = 'rope; extra == "all"'
+        self.requiring("langserver", extra, files=files, more=both)
         self.requiring("used_one", 'part; extra == "all"', more=COMMAND)
         self.install_all("rope", "part")
         self.count(**{"used-one": 1})
