@@ -1463,8 +1463,7 @@ def say_limits(libraries: "list[Library]", counts: "Counts") -> None:
     if workers:
         names = ", ".join(workers)
         note(
-            f"what workers of {names} import is known only if they call "
-            "popcon.report()"
+            f"what workers of {names} import is known only if they call popcon.report()"
         )
     absent = groups.count("absent")
     here = len(groups) - absent
@@ -1499,10 +1498,11 @@ def note(text: str) -> None:
 
 # -- the counts
 
+DAY = 86400  # seconds
 UNITS = {
-    "y": 31536000,
-    "w": 604800,
-    "d": 86400,
+    "y": 365 * DAY,
+    "w": 7 * DAY,
+    "d": DAY,
     "h": 3600,
     "m": 60,
     "s": 1,
@@ -1624,7 +1624,7 @@ def metrics_text(options: "argparse.Namespace", now: float) -> str:
     try:
         with open(source, encoding="utf-8", errors="replace", newline="\n") as file:
             text = file.read(ANSWER_LIMIT)
-            days = (now - os.fstat(file.fileno()).st_mtime) / UNITS["d"]
+            days = (now - os.fstat(file.fileno()).st_mtime) / DAY
     except OSError as error:
         hint = "a URL begins with http://"
         raise OSError(f"--metrics {source}: {error.strerror}; {hint}") from None
@@ -1643,7 +1643,8 @@ class Life:
     def __init__(self, target: "Labels") -> None:
         self.target = target
         self.exporters: list[Labels] = []  # its own labels, as each server tells them
-        self.own: Labels = target  # those of its labels that no other exporter has
+        self.common = target  # those that all of them tell
+        self.others: set[Labels] = set()  # the labels of other exporters at the target
         self.servers: set[str] = set()  # names of labels that tell who scraped it
         # Times: the last before the window, and all in it.
         self.scrapes: list[float] = []
@@ -1654,10 +1655,18 @@ class Life:
 
     def tell_apart(self, exporters: "Iterable[Labels]") -> None:
         """Find out by which labels it differs from other exporters at the target."""
-        common = frozenset.intersection(*self.exporters)
-        self.own = common.difference(*set(exporters).difference(self.exporters))
+        self.common = frozenset.intersection(*self.exporters)
+        self.others = set(exporters).difference(self.exporters)
         for labels in self.exporters:
-            self.servers.update(dict(labels - common))
+            self.servers.update(dict(labels - self.common))
+
+    def is_nearest(self, counter: "Labels") -> bool:
+        """Tell whether no other exporter has more of a counter's labels.
+
+        With honor_labels a counter may have others than its exporter.
+        """
+        shared = len(counter & self.common)
+        return all(len(counter & other) <= shared for other in self.others)
 
     def counter(self, labels: "Labels") -> "Labels":
         """Return the labels of a counter without those that tell who scraped it."""
@@ -1763,7 +1772,7 @@ class Prometheus:
             numbers[counter] = numbers.get(counter, 0) + number
         for counter, number in numbers.items():
             if counter not in life.after:
-                if life.own <= counter:
+                if life.is_nearest(counter):
                     return True
             # A few samples may get lost on the way to a storage elsewhere.
             elif counter in life.before and number < 0.99 * len(life.scrapes):
@@ -2006,35 +2015,20 @@ def headers(options: "argparse.Namespace") -> "dict[str, str]":
 
 # That nobody imports these says nothing: they host the sessions, install the others,
 # or are loaded before counting begins.
-HOSTS = {
-    "conda",
-    "ipykernel",
-    "ipython",
-    "jupyter",
-    "jupyter-server",
-    "jupyterhub",
-    "jupyterlab",
-    "mamba",
-    "nbclassic",
-    "notebook",
-    "pip",
-    "popcon",
-    "popularity-contest",
-    "setuptools",
-    "uv",
-    "voila",
-    "wheel",
-}
+HOSTS = """
+    conda ipykernel ipython jupyter jupyter-server jupyterhub jupyterlab mamba
+    nbclassic notebook pip popcon popularity-contest setuptools uv voila wheel
+"""
 SCRIPTS = {"console_scripts", "gui_scripts"}
 # With one of these a process becomes another program, or ends, without a report.
-ENDS = (
+ENDS = [
     b"execv",
     b"execl",
     b"os._exit",
     b"os.abort",
     b"raise_signal",
     b"kill(os.getpid()",
-)
+]
 # Others find such files by their paths. Those in NAME.libs are known to nobody else.
 SHARED = r"""(?x) (?!.*\.(dy)?libs/) .*/
     (lib (?!.*\.(cpython|abi3|pypy)) [^/]* \.so[\d.]* | [^/]*\.(dll|dylib)) $"""
@@ -2211,7 +2205,7 @@ OPTIONAL = "optional: "  # for these, which do not report
 
 def silence_of(library: Library) -> str:
     """Return why a library's processes may import others without a report, or ""."""
-    if library.name in HOSTS:
+    if library.name in HOSTS.split():
         return IS_HOST
     if any("/etc/jupyter/jupyter_" in path for path in library.files):
         return IS_SERVER
@@ -2493,12 +2487,7 @@ def bundle(installed: "dict[str, Library]", optional: "Graph") -> None:
 SEVERAL = "(for several of these)"
 ALL = 10**6
 # Rows without --all, of groups that ask for nothing, or have many.
-LIMITS = {
-    "used": 20,
-    "unknown": 20,
-    "required": 0,
-    "absent": 5,
-}
+LIMITS = {"used": 20, "unknown": 20, "required": 0, "absent": 5}
 TITLES = {
     "used": "Used, by how many processes",
     "rare": "Rarely used, by at most ",

@@ -3812,6 +3812,17 @@ class TestUsage(UsageCase):
         self.assertTrue(self.ended(dict.fromkeys(days[9:40], 3.0) | gone))
         self.assertFalse(self.ended(dict.fromkeys(days, 1.0)))
 
+    def test_a_counter_that_ended_may_have_labels_of_its_own(self) -> None:
+        self.install("alpha", "alpha.py")
+        database, days = self.database()
+        # With honor_labels its namespace is not that of its exporter.
+        database.add_starts(dict.fromkeys(days, 5.0), namespace="monitoring")
+        ended = dict.fromkeys(days[:40], 1.0)
+        database.add_counter("alpha", ended, namespace="prod")
+        rising = dict.fromkeys(days, 1.0) | {days[-1]: 2.0}
+        database.add_counter("used", rising, namespace="prod")
+        self.assertIn("No answer: counters ended", self.usage("--unused").err)
+
     def test_a_lost_sample_is_no_lost_counter(self) -> None:
         self.install("alpha", "alpha.py")
         _, days = self.database()
