@@ -1644,7 +1644,7 @@ class Life:
         self.target = target
         self.exporters: list[Labels] = []  # its own labels, as each server tells them
         self.common = target  # those that all of them tell
-        self.others: set[Labels] = set()  # the labels of other exporters at the target
+        self.neighbours: list[Labels] = []  # the labels of all exporters at the target
         self.servers: set[str] = set()  # names of labels that tell who scraped it
         # Times: the last before the window, and all in it.
         self.scrapes: list[float] = []
@@ -1656,7 +1656,7 @@ class Life:
     def tell_apart(self, exporters: "Iterable[Labels]") -> None:
         """Find out by which labels it differs from other exporters at the target."""
         self.common = frozenset.intersection(*self.exporters)
-        self.others = set(exporters).difference(self.exporters)
+        self.neighbours = list(exporters)
         for labels in self.exporters:
             self.servers.update(dict(labels - self.common))
 
@@ -1666,7 +1666,7 @@ class Life:
         With honor_labels a counter may have others than its exporter.
         """
         shared = len(counter & self.common)
-        return all(len(counter & other) <= shared for other in self.others)
+        return all(len(counter & labels) <= shared for labels in self.neighbours)
 
     def counter(self, labels: "Labels") -> "Labels":
         """Return the labels of a counter without those that tell who scraped it."""
@@ -2557,10 +2557,10 @@ def section(
     lines = ["", f"{title} ({number})"]
     most = max(1, order[0][0].processes or 0)
     for row in order[:limit]:
-        begin = f"  {row[0].row:24} {size_of(row):>8}  "
+        begin = f"  {row[0].row:23} {size_of(row):>8}  "
         text = remark(row, options, width - len(begin))
         if row[0].group == "used":
-            length = min(40, width - 48) * (row[0].processes or 0) / most
+            length = min(40, width - 47) * (row[0].processes or 0) / most
             text += "  " + "#" * round(length)
         lines.append(f"{begin}{text}"[:width].rstrip())
     if limit == 0:
@@ -2624,8 +2624,8 @@ def conclusion(here: "list[Library]", doubt: str, since: str) -> "list[str]":
     brought = [library.name for library in left if library.brought_by]
     if brought:
         sentences.append(
-            f"They alone have brought {few(brought, 100)}: see that your list has "
-            "what people use, and what you want to keep."
+            f"A new environment without these names also lacks {few(brought, 100)}: "
+            "put on the list what people use, and what you want to keep."
         )
     return sentences
 
@@ -2667,7 +2667,7 @@ def few(names: "list[str]", room: int) -> str:
             text += f" and {len(names) - number} more"
         if len(text) <= room:
             return text
-    return some(len(names), "library", "libraries")
+    return some(len(names), "name", "names")
 
 
 # -- its options
