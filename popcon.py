@@ -1597,8 +1597,8 @@ def exporter_counts(options: "argparse.Namespace", now: float) -> Counts:
     text = metrics_text(options, now)
     counts = Counts()
     starts = []
-    string = r'"(?:[^"\\]|\\.)*"'
-    sample = rf"(?m)^(\w+)(?:{{((?:[^\"}}]|{string})*)}})? +([-+.\de]+)"
+    string = r'"(?:[^"\\\n]|\\.)*"'
+    sample = rf"(?m)^(\w+)(?:{{((?:[^\"}}\n]|{string})*)}})? +([-+.\de]+)"
     for name, labels, value in re.findall(sample, text):
         library = re.search(r'(?:^|,)\s*library="([\w.-]+)"', labels)
         if name == "process_start_time_seconds":
@@ -2144,7 +2144,7 @@ def library_of_metadata(distribution: Distribution, words: "set[str]") -> Librar
         library.size = sum(map(size_of_file, library.files))
     library.requirements = requirements(distribution)
     entry_points = decoded(distribution.read("entry_points.txt"))
-    library.groups = set(re.findall(r"(?m)^\s*\[\s*([^]\s]+)", entry_points))
+    library.groups = set(re.findall(r"(?m)^[ \t]*\[[ \t]*([^]\s]+)", entry_points))
     library.installer = decoded(distribution.read("INSTALLER")).strip()
     library.was_asked_for = os.path.exists(
         os.path.join(distribution.folder, distribution.info, "REQUESTED")
@@ -2310,7 +2310,7 @@ def words_of_settings() -> "set[str]":
     for prefix in (sys.prefix, "/usr/local", "/usr", "/"):
         for below in ("etc/ipython", "etc/jupyter", "share/jupyter/kernels"):
             for path in glob(f"{escape(prefix)}/{below}/**", recursive=True):
-                text = re.sub(r"(?m)^\s*#.*", "", text_of(path))
+                text = re.sub(r"(?m)^[ \t]*#.*", "", text_of(path))
                 words.update(re.findall(r"\w+", text))
     return words
 

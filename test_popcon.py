@@ -3194,6 +3194,15 @@ class TestUsage(UsageCase):
             self.verdict_on("rubbish", more=metadata, record=record), nameless
         )
 
+    def test_hostile_metadata_do_not_take_for_ever(self) -> None:
+        lines = {"entry_points.txt": "\n" * 1_000_000 + "[x]\n"}
+        self.assertEqual(self.verdict_on("alpha", more=lines), "nothing to import")
+        path = self.metrics_file(beta=1)
+        with path.open("a") as file:
+            file.write(f'{COUNTER}{{x="\n' * 100_000)
+            file.write(f'{COUNTER}{{x\n' * 100_000)
+        self.assertEqual(self.processes(), {"beta": 1})
+
     def test_what_is_to_be_kept_is_kept(self) -> None:
         self.install_all("kept_one", "kept_two", "other")
         self.count(x=1)
