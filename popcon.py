@@ -2413,7 +2413,8 @@ def judged(counts: Counts, options: "argparse.Namespace") -> "list[Library]":
         if library.reason:
             stays.add(name)
     needed, optional = required(stays.union(counts.processes), installed, wants)
-    kept = stays.union(many, *required(stays | many, installed, wants))
+    needed_by_many, optional_of_many = required(stays | many, installed, wants)
+    kept = stays.union(many, needed_by_many, optional_of_many)
     for name, library in installed.items():
         library.required_by = sorted(needed.get(name, ()))
         if name in optional and not library.reason:
@@ -2508,9 +2509,10 @@ def table(
     width = width_of_terminal()
     since = strftime("%Y-%m-%d %H:%M UTC", gmtime(counts.since))
     here = [library for library in libraries if library.status != "absent"]
+    python = f"Python {sys.version.split()[0]} in {sys.prefix}"
     number = some(len(here), "library", "libraries")
     lines = [
-        f"Python {sys.version.split()[0]} in {sys.prefix}: {number}, {size_of(here)}",
+        f"{python}: {number}, {size_of(here)}".rstrip(", "),
         f"Window: {options.window.text}; counted since {since}",
     ]
     for group, title in TITLES.items():
@@ -2551,9 +2553,7 @@ def section(
     for library in members:
         rows.setdefault(library.row, []).append(library)
     order = sorted(rows.values(), key=by_use)
-    number = f"{len(members):,}"
-    if members[0].status != "absent":
-        number += f", {size_of(members)}"
+    number = f"{len(members):,}, {size_of(members)}".rstrip(", ")
     lines = ["", f"{title} ({number})"]
     most = max(1, order[0][0].processes or 0)
     for row in order[:limit]:

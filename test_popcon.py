@@ -3420,6 +3420,15 @@ class TestUsage(UsageCase):
         self.assertEqual(first, f"{python}: 1 library, 1.2 MB")
         self.assertEqual(second, "Window: 90d; counted since 2023-11-14 22:13 UTC")
 
+    def test_sizes_that_are_not_known_are_left_out(self) -> None:
+        self.install("bare", "bare.py", record=None)
+        self.count(other=1)
+        text = self.printed()
+        self.assertRegex(text, f"in {self.folder}: 1 library\n")
+        rows = self.section("Cannot be judged", text)
+        self.assertEqual(rows, ["bare has no RECORD of its files"])
+        self.assertIn("\nCannot be judged (1)\n", text)
+
     def test_rows_that_ask_for_nothing_are_one_line(self) -> None:
         counts: Any = {f"used-{number}": number + 1 for number in range(25)}
         counts |= {f"absent-{number}": 1 for number in range(23)}
