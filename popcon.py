@@ -2684,31 +2684,12 @@ def whole_number(text: str) -> int:
 
 def add_usage_options(parser: "argparse.ArgumentParser") -> None:
     """Add the options of the command usage to its parser."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--prometheus",
-        default="",
-        metavar="URL",
-        help="Read the counts from Prometheus, at http://prometheus:9090 for instance.",
-    )
-    source.add_argument(
-        "--metrics",
-        default="",
-        metavar="FILE_OR_URL",
-        help="Read them from the file of collect, or an exporter's /metrics instead.",
-    )
+    add_source_options(parser)
     parser.add_argument(
         "--window",
         type=Window,
         default="90d",
         help="Look back for so long, in units of m, h, d, w or y (default: 90d).",
-    )
-    parser.add_argument(
-        "--match",
-        type=str.strip,
-        default="{}",
-        metavar="LABELS",
-        help="""Take only the counters with these labels: '{namespace="prod"}'.""",
     )
     parser.add_argument(
         "--keep",
@@ -2717,19 +2698,6 @@ def add_usage_options(parser: "argparse.ArgumentParser") -> None:
         default=[],
         metavar="NAME",
         help="Never say that these libraries can go: names, or patterns as 'azure-*'.",
-    )
-    parser.add_argument(
-        "--metric",
-        default="",
-        metavar="NAME",
-        help="The name of the counters, if your mapping makes another of the prefix.",
-    )
-    parser.add_argument(
-        "--header",
-        action="append",
-        default=[],
-        metavar="HEADER",
-        help="Send 'Name: value' to the server, or the lines of a file, as @FILE.",
     )
     parser.add_argument(
         "--at-most",
@@ -2751,6 +2719,43 @@ def add_usage_options(parser: "argparse.ArgumentParser") -> None:
         "--unused", action="store_true", help="Print only the names that can go."
     )
     form.add_argument("--json", action="store_true", help="Print all as JSON.")
+
+
+def add_source_options(parser: "argparse.ArgumentParser") -> None:
+    """Add the options that tell where the counts are."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--prometheus",
+        default="",
+        metavar="URL",
+        help="Read the counts from Prometheus, at http://prometheus:9090 for instance.",
+    )
+    source.add_argument(
+        "--metrics",
+        default="",
+        metavar="FILE_OR_URL",
+        help="Read them from the file of collect, or an exporter's /metrics instead.",
+    )
+    parser.add_argument(
+        "--match",
+        type=str.strip,
+        default="{}",
+        metavar="LABELS",
+        help="""Take only the counters with these labels: '{namespace="prod"}'.""",
+    )
+    parser.add_argument(
+        "--metric",
+        default="",
+        metavar="NAME",
+        help="The name of the counters, if your mapping makes another of the prefix.",
+    )
+    parser.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        metavar="HEADER",
+        help="Send 'Name: value' to the server, or the lines of a file, as @FILE.",
+    )
 
 
 # ---- the options --------------------------------------------------------------------
