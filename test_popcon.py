@@ -3200,7 +3200,7 @@ class TestUsage(UsageCase):
         path = self.metrics_file(beta=1)
         with path.open("a") as file:
             file.write(f'{COUNTER}{{x="\n' * 100_000)
-            file.write(f'{COUNTER}{{x\n' * 100_000)
+            file.write(f"{COUNTER}{{x\n" * 100_000)
         self.assertEqual(self.processes(), {"beta": 1})
 
     def test_what_is_to_be_kept_is_kept(self) -> None:
