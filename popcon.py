@@ -1402,419 +1402,1363 @@ def uninstall(_: object = None) -> int:
 
 
 # ---- usage: what is used, and what can go -------------------------------------------
+#
+# First the counts, from Prometheus or from an exporter's own metrics; then the
+# libraries that are installed; who requires what; the verdict on each; the table.
 
 if TYPE_CHECKING:
-    Series = dict[frozenset[tuple[str, str]], list[tuple[float, float]]]  # (time, value) of each
-    Answer = tuple[dict[str, float], float, str]  # counts of libraries, since when, what is wrong
-    Rows = dict[str, dict[str, Any]]  # of each library what --json tells
-    Graph = dict[str, set[str]]  # of each library what it requires, or what requires it
+    import argparse
 
-UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "y": 31536000}
-OUTAGE = 2 * UNITS["h"]  # may lie between two scrapes: some scrape hourly, for privacy
-# What hosts the sessions, installs, or is in the baseline: that nobody imports it says nothing.
-HOSTS = """conda ipykernel ipython jupyter jupyter-server jupyterhub jupyterlab mamba nbclassic
-    notebook pip popcon popularity-contest setuptools uv voila wheel"""
-# Reasons why processes do not report: then it is not known what else they import.
-SILENT = "runs sessions, or installs", "serves Jupyter", "its commands do not report"
-# exec*() makes a process another program, as `dotenv run` does; the rest ends it: no report.
-ENDS = b"execv", b"execl", b"os._exit", b"os.abort", b"raise_signal", b"kill(os.getpid()"
-# Others find such files by their path. Those in NAME.libs have names that nobody else knows.
-SHARED = r"(?!.*\.(dy)?libs/).*/(lib(?!.*\.(cpython|abi3|pypy))[^/]*\.so[\d.]*|[^/]*\.(dll|dylib))$"
-EXTRA = r"""\bextra\s*==\s*["']([\w.-]+)"""
-STARTS = r"[^/]*(\.pth|\.start|customize\.py)"  # beside the modules
+    Labels = frozenset[tuple[str, str]]  # of a series, without its name
+    Samples = list[tuple[float, float]]  # times in seconds since 1970, and values
+    Graph = dict[str, set[str]]  # of each library those that require it
+
+CAN_GO = {"unused", "rare"}
+# What the workers of these import is not known: they are killed, or end by os._exit().
+WORKERS = {"parsl", "pyspark", "ray", "rq"}
 
 
-def usage(options: "Any") -> int:
-    """Print how much is used, and what can go; return 1 if there is no answer, or not yet."""
-    now, window, day = standard("time").time(), options.window, UNITS["d"]
+def usage(options: "argparse.Namespace") -> int:
+    """Print how much the libraries are used, and which can go.
+
+    Return 1 if there is no answer yet, and 2 if something failed.
+    """
+    import json
+
     try:
-        _, _, prefix, rate = map(setting, SETTINGS)
-        metric = standard("re").sub(r"(^|\.)namespace\.[^.]+\.", ".", prefix, count=1).strip(".")
-        options.metric = options.metric or metric.replace(".", "_").replace("-", "_")
-        read_counts = prometheus_counts if options.prometheus else exporter_counts
-        counts, since, doubt = read_counts(options, now - window, now)
-        if not any(counts.values()):
-            what = f"no count of {options.metric} rose in {window / day:g} days there"
-            raise OSError(f"{what}: is that its name, and does anything report (see selftest)?")
-        if doubt:
-            note(doubt)
-        elif now - since < 0.99 * window:
-            reach = f"{10 * (now - since) // day / 10:g} of {window / day:g} days"
-            doubt = f"No answer yet: the counts reach back {reach}"
-            note(f"{doubt}; ask for a shorter --window if that is long enough")
-        rows, rare = judged(counts, options, doubt)
+        counts = counted(options)
+        libraries = judged(counts, options)
+        say_limits(libraries, counts)
     except (OSError, ValueError) as error:
-        raise SystemExit(f"popcon: {readable(str(error), 300)}") from None
-    gone = [name for name, row in rows.items() if row["status"] == "unused" or name in rare]
+        note(readable(str(error), 300))
+        return 2
+    if options.json:
+        print(json.dumps([library.as_json() for library in libraries], indent=1))
+    elif options.unused:
+        for library in libraries:
+            if library.group in CAN_GO:
+                print(library.name)
+    else:
+        for line in table(libraries, counts, options):
+            print(line)
+    if counts.doubt:
+        return 1
+    return 0
+
+
+def say_limits(libraries: "list[Library]", counts: "Counts") -> None:
+    """Say on stderr what one should know before one believes the answer."""
+    if counts.doubt:
+        note(counts.doubt)
+    rate = setting(SAMPLE_RATE)
     if float(rate) < 1:
         note(f"a sample of {rate} of the processes reports: rare uses may be missed")
-    if gone and not everyone_reports():
-        note("only IPython and Jupyter report here by themselves: scripts are not known")
-    lines = gone if options.unused else table(rows, rare, options, since, doubt)
-    if options.json:
-        lines = [standard("json").dumps([*rows.values()], indent=1)]
-    print("".join(f"{line}\n" for line in lines), end="")
-    return 1 if doubt else 0
+    groups = [library.group for library in libraries]
+    if not everyone_reports() and not CAN_GO.isdisjoint(groups):
+        note(
+            "only IPython and Jupyter report here by themselves: scripts are not "
+            "known, nor kernels of virtual environments upon this one"
+        )
+    workers = sorted(WORKERS.intersection(counts.processes))
+    if workers:
+        names = ", ".join(workers)
+        note(
+            f"what workers of {names} import is known only if they call popcon.report()"
+        )
+    absent = groups.count("absent")
+    here = len(groups) - absent
+    if absent > 5 and absent > 2 * (len(counts.processes) - absent):
+        note(
+            f"{some(here, 'library is', 'libraries are')} installed in {sys.prefix}, "
+            f"and {absent} that were counted are not: is it the right environment?"
+        )
 
 
 def everyone_reports() -> bool:
-    """Tell whether start-up has set popcon up: else only sessions of IPython report here."""
+    """Tell whether start-up sets popcon up: else only IPython and Jupyter report."""
     return is_set_up() and ipython_shell() is None
 
 
 def readable(text: str, width: int) -> str:
-    """Return in one short line what a server or metadata say, without what steers a terminal."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text[:9999]).split())
-    return text if len(text) <= width else f"{text[: width - 3]}..."
+    """Return in one short line what others say, without what steers a terminal."""
+    shown = ""
+    for character in text[:9999]:
+        shown += character if character.isprintable() else " "
+    shown = " ".join(shown.split())
+    if len(shown) > width:
+        shown = shown[: width - 3] + "..."
+    return shown
 
 
 def note(text: str) -> None:
+    """Print a sentence on stderr."""
     if sys.stderr is not None:
         print(f"popcon: {text}", file=sys.stderr, flush=True)
 
 
-def fetch(options: "Any", url: str, **form: object) -> str:
-    """Return what an HTTP server answers to a GET, or a POST of a long form. Raises OSError."""
-    request, re, limit = standard("urllib.request"), standard("re"), 1 << 28
-    plain = request.HTTPErrorProcessor()  # follows no redirect: headers may hold a secret
-    plain.http_response = plain.https_response = lambda _, answer: answer
-    data = standard("urllib.parse").urlencode(form)
-    where, body = (f"{url}?{data}", None) if len(data) < 2000 else (url, data.encode())
-    given = [text_of(text[1:]) if text.startswith("@") else text for text in options.header]
-    headers = [re.findall(r"(?m)^[ \t]*([\w-]+)[ \t]*:[ \t]*([ -~]*)$", text) for text in given]
-    if not all(headers):
-        raise ValueError("--header must be 'Name: value', or @FILE with such lines")
+# -- the counts
+
+DAY = 86400  # seconds
+UNITS = {
+    "y": 365 * DAY,
+    "w": 7 * DAY,
+    "d": DAY,
+    "h": 3600,
+    "m": 60,
+    "s": 1,
+    "ms": 0.001,
+}
+ENDED = "No answer: counters ended before their exporter; give no ttl in its mapping"
+# So far back the last scrape before the window is looked for, in seconds: some scrape
+# hourly, for privacy.
+LOOK_BACK = 7200
+ANSWER_LIMIT = 256 << 20  # bytes
+
+
+class Window:
+    """A time up to now, as PromQL writes it: 90d, or 1h30m."""
+
+    def __init__(self, text: str) -> None:
+        import re
+        from argparse import ArgumentTypeError
+
+        self.text = text
+        self.seconds = 0.0
+        self.unit = 0.0  # seconds of the last unit that was given
+        for number, unit in re.findall("([0-9]+)(ms|[smhdwy])", text):
+            self.unit = UNITS[unit]
+            self.seconds += int(number) * self.unit
+        if not self.seconds or not re.fullmatch("([0-9]{1,9}(ms|[smhdwy]))+", text):
+            raise ArgumentTypeError(
+                f"{text!r} must be a number above 0 with a unit, such as 90d or 12h"
+            )
+
+    def in_its_unit(self, seconds: float) -> str:
+        """Return another time, rounded down, in the same unit or a smaller one."""
+        for unit, length in UNITS.items():
+            if length <= self.unit and seconds >= length:
+                return f"{int(seconds / length)}{unit}"
+        return "0s"
+
+
+class Counts:
+    """How many processes used each library; only those that were used."""
+
+    def __init__(self) -> None:
+        self.processes: dict[str, float] = {}
+        self.since = 0.0  # when counting began, in seconds since 1970
+        self.doubt = ""  # why that is no answer
+
+    def add(self, name: str, number: float) -> None:
+        # selftest counts that one, to see whether counts arrive.
+        if name and name != "popcon-selftest" and 0 < number < 1e12:
+            self.processes[name] = self.processes.get(name, 0) + number
+
+
+def counted(options: "argparse.Namespace") -> Counts:
+    """Return the counts that are asked for. Raises OSError or ValueError: why not."""
+    import time
+
+    now = time.time()
+    options.metric = options.metric or metric_name()
+    if options.prometheus:
+        counts = Prometheus(options, now).counts()
+    else:
+        counts = exporter_counts(options, now)
+    window = options.window
+    if not counts.processes:
+        hint = "is that its name, and does anything report (see selftest)?"
+        if options.match.strip("{} ,"):
+            hint = f"does --match {options.match} fit?"
+        raise OSError(f"no count of {options.metric} rose in {window.text}: {hint}")
+    known = now - counts.since
+    if known < 0.99 * window.seconds and not counts.doubt:
+        shown = window.in_its_unit(known)
+        counts.doubt = f"No answer yet: the counts reach back {shown} of {window.text}"
+        if shown != "0s":
+            counts.doubt += f"; try --window {shown}"
+    return counts
+
+
+def metric_name() -> str:
+    """Return the name that README's mapping makes of the prefix. Raises ValueError."""
+    import re
+
+    prefix = re.sub(r"(^|\.)namespace\.[^.]+\.", ".", setting(PREFIX), count=1)
+    return re.sub("[.-]", "_", prefix.strip("."))
+
+
+def exporter_counts(options: "argparse.Namespace", now: float) -> Counts:
+    """Return what statsd_exporter or collect has counted, at a URL or in a file."""
+    import re
+
+    if options.match.strip("{} ,"):
+        raise ValueError("--match is for --prometheus; --metrics are taken as they are")
+    text = metrics_text(options, now)
+    counts = Counts()
+    starts = []
+    string = r'"(?:[^"\\\n]|\\.)*"'
+    sample = rf"(?m)^(\w+)(?:{{((?:[^\"}}\n]|{string})*)}})? +([-+.\de]+)"
+    for name, labels, value in re.findall(sample, text):
+        library = re.search(r'(?:^|,)\s*library="([\w.-]+)"', labels)
+        if name == "process_start_time_seconds":
+            starts.append(float(value))
+        elif name == options.metric and library:
+            counts.add(normalized(library[1]), float(value))
+    if not starts or not text.endswith("\n"):  # as the format wants it
+        hint = ""
+        if "://" in options.metrics and "/metrics" not in options.metrics:
+            hint = "; is /metrics missing at its end?"
+        begin = readable(text[:60], 60)
+        raise OSError(f"that is no exporter's metrics, or cut off: {begin!r}{hint}")
+    youngest = max(starts)  # of several exporters
+    counts.since = min(now, max(0.0, youngest))
+    return counts
+
+
+def metrics_text(options: "argparse.Namespace", now: float) -> str:
+    """Return the text at the URL or in the file of --metrics. Raises OSError."""
+    source = options.metrics
+    if source.startswith(("http://", "https://")):
+        return fetch(source, {}, options)
     try:
-        question = request.Request(where.rstrip("?"), body, dict(sum(headers, [])))
-        with request.build_opener(plain).open(question, timeout=120) as answer:
-            text: str = answer.read(limit).decode("utf-8", "replace")
-            if getattr(answer, "length", 1) or answer.read(1):  # of Content-Length
-                raise OSError("its answer is cut off, or has no end")
-        if answer.status == 200:
-            return text
-        why = f"answers {answer.status} {answer.reason} {answer.headers.get('Location', '')} "
-        why += "".join(re.findall(r'"error": *"((?:[^"\\]|\\.)+)', text)[:1])  # as Prometheus tells
-    except (OSError, ValueError, standard("http.client").HTTPException) as error:
-        why = f"cannot be read: {getattr(error, 'reason', '') or error or type(error).__name__}"
-    raise OSError(f"{url.partition('?')[0]} {why}")
+        with open(source, encoding="utf-8", errors="replace", newline="\n") as file:
+            text = file.read(ANSWER_LIMIT)
+            days = (now - os.fstat(file.fileno()).st_mtime) / DAY
+    except OSError as error:
+        hint = "a URL begins with http://"
+        raise OSError(f"--metrics {source}: {error.strerror}; {hint}") from None
+    if days > 1:
+        age = some(int(days), "day", "days")
+        note(f"the file is {age} old: later uses are not in it")
+    return text
 
 
-def ask(options: "Any", what: str, **form: object) -> "Series":
-    """Return the series that Prometheus' HTTP API tells, by labels without name. Raises OSError."""
-    url, found = f"{options.prometheus.rstrip('/')}/api/v1/{what}", {}
-    # VictoriaMetrics would keep back what it got in the last 30 seconds.
-    text = fetch(options, url, nocache=1, latency_offset="1ms", **form)
-    try:
-        answer = standard("json").loads(text)
-        data = answer["data"]
-        for one in [{"metric": one} for one in data] if what == "series" else data["result"]:
-            pairs = one.get("values", [one["value"]] if "value" in one else [])
-            samples = [(float(time), float(value)) for time, value in pairs]
-            # NaN is no value: it marks where a series ended.
-            samples = [pair for pair in samples if abs(pair[0]) < 1e12 and abs(pair[1]) < 1e12]
-            labels = {key: str(one["metric"][key]) for key in one["metric"] if key != "__name__"}
-            if samples or what == "series":
-                found[frozenset(labels.items())] = samples
-        # PromQL's remarks are harmless. Thanos and Mimir say so what was out of reach.
-        lost = [text for text in answer.get("warnings", ()) if not text.startswith("PromQL")]
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise OSError(f"{url} does not answer as Prometheus does, but {text[:60]!r}") from None
-    if lost:
-        raise OSError(f"{url} does not know all: {lost[0]}")
-    return found
+class Life:
+    """One life of an exporter, from a start to an end: its counters only rise, from 0.
+
+    Several servers may scrape it, and write into one storage. Then their labels differ.
+    """
+
+    def __init__(self, target: "Labels") -> None:
+        self.target = target
+        self.exporters: list[Labels] = []  # its own labels, as each server tells them
+        self.common = target  # those that all of them tell
+        self.neighbours: list[Labels] = []  # the labels of all exporters at the target
+        self.servers: set[str] = set()  # names of labels that tell who scraped it
+        # Times: the last before the window, and all in it.
+        self.scrapes: list[float] = []
+        # The values of the counters at the first of these times, if that is before the
+        # window, and at the last.
+        self.before: dict[Labels, float] = {}
+        self.after: dict[Labels, float] = {}
+
+    def tell_apart(self, exporters: "Iterable[Labels]") -> None:
+        """Find out by which labels it differs from other exporters at the target."""
+        self.common = frozenset.intersection(*self.exporters)
+        self.neighbours = list(exporters)
+        for labels in self.exporters:
+            self.servers.update(dict(labels - self.common))
+
+    def is_nearest(self, counter: "Labels") -> bool:
+        """Tell whether no other exporter has more of a counter's labels.
+
+        With honor_labels a counter may have others than its exporter.
+        """
+        shared = len(counter & self.common)
+        return all(len(counter & labels) <= shared for labels in self.neighbours)
+
+    def counter(self, labels: "Labels") -> "Labels":
+        """Return the labels of a counter without those that tell who scraped it."""
+        return frozenset(pair for pair in labels if pair[0] not in self.servers)
 
 
-def over_time(options: "Any", function: str, where: str, begin: float, end: float) -> "Series":
-    """Return a function of PromQL's over a range, both ends included; no function: all samples."""
-    span = f"{round((end - begin) * 1000) + 1}ms"  # Prometheus 3 leaves out the begin
-    return ask(options, "query", query=f"{function}({{{where}}}[{span}])", time=end)
+class Prometheus:
+    """A server that knows the counters, and the window in which they matter."""
 
+    def __init__(self, options: "argparse.Namespace", now: float) -> None:
+        seconds = options.window.seconds
+        self.options = options
+        self.counters = matchers(options)
+        self.start: float = now - seconds
+        self.end = now
+        # Seconds without an exporter that matter little.
+        self.outage: float = min(max(LOOK_BACK, seconds / 100), seconds / 10)
 
-def lives(samples: "list[tuple[float, float]]") -> "list[list[float]]":
-    """Return when an exporter was scraped in each of its lives; takes times, and its starts."""
-    found: list[list[float]] = []
-    known = 0.0
-    for time, began in samples:
-        # Where clocks are set right meanwhile, the start moves by less than the life is long.
-        length = found[-1][-1] - found[-1][0] if found else 0
-        if not found or began != known and not known - 60 < began <= known + length - 2:
-            found.append([])
-            known = began
-        found[-1].append(time)
-    return found
+    def counts(self) -> Counts:
+        """Return by how much the counters rose in the window."""
+        # PromQL's increase() estimates. The last value in a life of an exporter, less
+        # the one before the window, is exact. All of a scrape has the same timestamp.
+        series = self.series()
+        lives = []
+        for target in {target_of(labels) for labels in series}:
+            lives += self.lives_at(target)
+        counts = Counts()
+        for life in lives:
+            for labels, value in life.after.items():
+                rise = value - life.before.get(labels, 0)
+                if rise < 0:
+                    counts.doubt = ENDED
+                    rise = value
+                counts.add(library_of(labels), rise)
+        idle = set()
+        for labels in series:
+            name = library_of(labels)
+            if name and counts.processes.get(name, 0) <= self.options.at_most:
+                idle.add(dict(labels)["library"])
+        for life in lives:
+            if idle and self.has_lost(life, idle):
+                counts.doubt = ENDED
+        counts.since = self.reach(lives)
+        return counts
 
+    def lives_at(self, target: "Labels") -> "list[Life]":
+        """Return the lives of the exporters at an address, as far as they matter."""
+        process = selector(target, '__name__="process_start_time_seconds"')
+        exporters = self.samples(process, self.start - LOOK_BACK, self.end)
+        if not exporters:
+            return self.unknown_lives(target)
+        # Two clusters may have the same addresses, but not the same start.
+        lives: dict[float, Life] = {}
+        for labels, samples in exporters.items():
+            for start, times in parted_by_start(samples):
+                life = lives.setdefault(start, Life(target))
+                life.exporters.append(labels)
+                life.scrapes += times
+        for life in lives.values():
+            life.tell_apart(exporters)
+            times = sorted(life.scrapes)
+            early = [time for time in times if time <= self.start]
+            life.scrapes = early[-1:] + times[len(early) :]
+            life.after = self.values(life, life.scrapes[-1])
+            if early:
+                life.before = self.values(life, life.scrapes[0])
+        return list(lives.values())
 
-def prometheus_counts(options: "Any", start: float, end: float) -> "Answer":
-    """Return how counters rose in a time, since when that is known, and why none is unused."""
-    # increase() estimates. But in one life of an exporter counters begin at 0 and only rise: the
-    # last less the one before the time is exact. All of one scrape has the same timestamp.
-    quoted, re, parts = standard("json").dumps, standard("re"), []
-    if not re.fullmatch(r"""(?s)\{(?!.*\blibrary\b["'`]?\s*[=!]).*\}""", options.match):
-        what = "'{namespace=\"prod\"}', and not about the library: all others would seem unused"
-        raise ValueError(f"--match must be as in PromQL, {what}")
-    counters = f"__name__={quoted(options.metric)},{options.match[1:-1].strip()}".rstrip(",")
-    series = ask(options, "series", **{"match[]": f"{{{counters}}}", "start": start, "end": end})
-    counts, last = standard("collections").defaultdict(float), "last_over_time"
-    for target in {frozenset(p for p in one if p[0] in ("job", "instance")) for one in series}:
-        place = [f"{key}={quoted(value)}" for key, value in sorted(target)]
-        where = ",".join([*place, counters])
-        process = ",".join([*place, '__name__="process_start_time_seconds"'])
-        exporters = over_time(options, "", process, start - OUTAGE, end)
-        for exporter, samples in exporters.items():
-            # Two clusters may have the same targets: their scrapes differ in milliseconds.
-            own = exporter.difference(*(exporters.keys() - {exporter}))
-            for life in lives(samples):
-                times = [time for time in life if time <= start][-1:]
-                before = over_time(options, last, where, *times * 2) if times else {}
-                times += [time for time in life if time > start]
-                if times[-1] > start:
-                    now = over_time(options, last, where, times[-1], times[-1])
-                    parts.append((where, own, times, before, now))
-        if not exporters:  # nobody knows of its restarts: too much is better than too little
-            now = over_time(options, last, where, start, end)
-            parts += [(where, target, [start, end], {}, now)] if now else []
-    has_ended, since = False, end
-    for _, _, _, before, now in parts:
-        for labels, [(_, value)] in now.items():
-            rise = value - before.get(labels, [(0, 0)])[0][1]
-            counts[library_of(labels)] += rise if rise >= 0 else value
-            has_ended |= rise < 0
-    few = [one for one in series if counts[library_of(one)] <= options.at_most]
-    names = sorted({re.escape(dict(labels).get("library", "")) for labels in few})
-    for where, own, times, before, now in parts:
-        for first in range(0, len(names), 200):
-            some = f"{where},library=~{quoted('|'.join(names[first : first + 200]))}"
-            found = over_time(options, "count_over_time", some, times[0], times[-1])
-            has_ended |= any(own <= one for one in found.keys() - now.keys())
+    def unknown_lives(self, target: "Labels") -> "list[Life]":
+        """Return one life for all: where no restarts are known, count too much."""
+        life = Life(target)
+        where = selector(target, self.counters)
+        numbers = self.over_time("count", where, self.start - LOOK_BACK, self.end)
+        if not numbers:
+            return []
+        longest = max(numbers, key=numbers.__getitem__)
+        its_own = selector(longest, self.counters)
+        samples = self.samples(its_own, self.start - LOOK_BACK, self.end)
+        life.scrapes = [time for time, _ in samples[longest]]
+        life.after = self.over_time("last", where, self.start, self.end)
+        return [life]
+
+    def values(self, life: Life, time: float) -> "dict[Labels, float]":
+        """Return the values of the counters in the scrape at this time."""
+        where = selector(life.target, self.counters)
+        found: dict[Labels, float] = {}
+        for labels, value in self.over_time("last", where, time, time).items():
+            counter = life.counter(labels)
+            found[counter] = found.get(counter, 0) + value
+        return found
+
+    def has_lost(self, life: Life, libraries: "set[str]") -> bool:
+        """Tell whether a counter of these libraries ended before its exporter did."""
+        import re
+
+        # To count samples makes the server read all of them. So only where it matters.
+        pattern = quoted("|".join(map(re.escape, sorted(libraries))))
+        where = selector(life.target, f"{self.counters},library=~{pattern}")
+        begin, end = life.scrapes[0], life.scrapes[-1]
+        numbers: dict[Labels, float] = {}
+        for labels, number in self.over_time("count", where, begin, end).items():
+            counter = life.counter(labels)
+            numbers[counter] = numbers.get(counter, 0) + number
+        for counter, number in numbers.items():
+            if counter not in life.after:
+                if life.is_nearest(counter):
+                    return True
             # A few samples may get lost on the way to a storage elsewhere.
-            has_ended |= any(found[one][0][1] < 0.99 * len(times) for one in found if one in before)
-    for times in sorted([part[2] for part in parts], key=lambda times: -times[-1]):
-        if times[-1] > since - max(OUTAGE, (end - start) / 100):
-            since = min(since, max(start, times[0]))
-    if since > start or not any(part[3] for part in parts):  # the exporter may be older than popcon
-        step = max(1.0, (end - since) / 500)
-        query = f"count({last}({{{counters}}}[{1000 * step:.0f}ms]))"
-        known = ask(options, "query_range", query=query, start=since, end=end, step=step)
-        since = min((samples[0][0] for samples in known.values()), default=end)
-    doubt = "No answer: counters ended before their exporter; give no ttl in its mapping"
-    return counts, since, doubt if has_ended else ""
+            elif counter in life.before and number < 0.99 * len(life.scrapes):
+                return True
+        return False
+
+    def reach(self, lives: "list[Life]") -> float:
+        """Return since when counters are known, but for short outages."""
+        since: float = self.end
+        for life in sorted(lives, key=lambda life: -life.scrapes[-1]):
+            if life.scrapes[-1] > since - self.outage:
+                since = min(since, life.scrapes[0])
+        # An exporter may be older than popcon.
+        begin: float = self.end
+        for life in sorted(lives, key=lambda life: life.scrapes[0]):
+            if since <= life.scrapes[0] < begin:
+                begin = min(begin, self.first_count(life))
+        return max(begin, self.start, 0.0)
+
+    def first_count(self, life: Life) -> float:
+        """Return when an exporter first had a counter. Within a life they all stay."""
+        if life.before:
+            return life.scrapes[0]
+        if not life.after:
+            return self.end
+        first, last = 0, len(life.scrapes) - 1
+        while first < last:
+            middle = (first + last) // 2
+            if self.values(life, life.scrapes[middle]):
+                last = middle
+            else:
+                first = middle + 1
+        return life.scrapes[first]
+
+    def series(self) -> "list[Labels]":
+        """Return the labels of all counters that there may have been in the window."""
+        where = selector(frozenset(), self.counters)
+        form = {"match[]": where, "start": self.start, "end": self.end}
+        return list(self.ask("series", form))
+
+    def over_time(
+        self, what: str, where: str, begin: float, end: float
+    ) -> "dict[Labels, float]":
+        """Return the last values in a time, or the count of values."""
+        found = self.samples(where, begin, end, f"{what}_over_time")
+        return {labels: samples[0][1] for labels, samples in found.items()}
+
+    def samples(
+        self, where: str, begin: float, end: float, function: str = ""
+    ) -> "dict[Labels, Samples]":
+        """Return the samples in a time, or what PromQL's function makes of them."""
+        # Prometheus 3 leaves out the begin.
+        milliseconds = round((end - begin) * 1000) + 1
+        query = f"{function}({where}[{milliseconds}ms])"
+        found = self.ask("query", {"query": query, "time": end})
+        return {labels: samples for labels, samples in found.items() if samples}
+
+    def ask(self, path: str, form: "dict[str, Any]") -> "dict[Labels, Samples]":
+        """Return what Prometheus' HTTP API answers, by labels. Raises OSError."""
+        import json
+
+        url = f"{self.options.prometheus.rstrip('/')}/api/v1/{path}"
+        # VictoriaMetrics would keep back what it got in the last 30 seconds.
+        form.update(nocache=1, latency_offset="1ms")
+        text = fetch(url, form, self.options)
+        try:
+            answer = json.loads(text)
+            found = dict(map(labels_and_samples, series_in(answer["data"])))
+            # PromQL's remarks are harmless. Thanos and Mimir say so what is lost.
+            warnings = answer.get("warnings", ())
+            lost = [warning for warning in warnings if "PromQL" not in warning]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            shown = readable(text[:60], 60)
+            odd = f"does not answer as Prometheus does, but {shown!r}; {IS_EXPORTER}"
+            raise OSError(f"{url} {odd}") from None
+        if lost:
+            raise OSError(f"{url} does not know all: {lost[0]}")
+        return found
 
 
-def library_of(labels: "Iterable[tuple[str, str]]") -> str:
+IS_EXPORTER = "an exporter is to be given as --metrics URL"
+
+
+def series_in(data: "Any") -> "list[dict[str, Any]]":
+    """Return the series in an answer; where it is a list, it is one of labels."""
+    if isinstance(data, list):
+        return [{"metric": labels} for labels in data]
+    found: list[dict[str, Any]] = data["result"]
+    return found
+
+
+def labels_and_samples(one: "dict[str, Any]") -> "tuple[Labels, Samples]":
+    """Return the labels of a series, without its name, and its samples."""
+    samples = []
+    pairs = list(one.get("values", ()))
+    if "value" in one:
+        pairs.append(one["value"])
+    for when, text in pairs:
+        # NaN is no value: it marks where a series ended.
+        if abs(when) < 1e12 and abs(float(text)) < 1e12:
+            samples.append((float(when), float(text)))
+    metric = {name: str(value) for name, value in one["metric"].items()}
+    metric.pop("__name__", None)
+    return frozenset(metric.items()), samples
+
+
+def matchers(options: "argparse.Namespace") -> str:
+    """Return what PromQL's braces hold to choose the counters. Raises ValueError."""
+    import re
+
+    if not re.fullmatch(r"(?s)\{.*\}", options.match):
+        raise ValueError("""--match must be as in PromQL: '{namespace="prod"}'""")
+    if re.search(r"""\blibrary\b["'`]?\s*[=!]""", options.match):
+        why = "all others would seem unused"
+        raise ValueError(f"--match must not be about the library: {why}")
+    more = options.match[1:-1].strip(" ,")
+    return f"__name__={quoted(options.metric)},{more}".rstrip(",")
+
+
+def selector(labels: "Labels", more: str) -> str:
+    """Return PromQL for all that has these labels."""
+    for name, value in sorted(labels):
+        more += f",{name}={quoted(value)}"
+    return "{" + more + "}"
+
+
+def quoted(text: str) -> str:
+    """Return a string as PromQL writes it."""
+    import json
+
+    return json.dumps(text, ensure_ascii=False)
+
+
+def library_of(labels: "Labels") -> str:
     return normalized(dict(labels).get("library", ""))
 
 
-def exporter_counts(options: "Any", start: float, end: float) -> "Answer":
-    """Return what statsd_exporter has counted, by its metrics' URL or a file with them."""
-    re, source, counts = standard("re"), options.metrics, standard("collections").defaultdict(float)
-    if options.match != "{}":
-        raise ValueError("--match is for --prometheus; an exporter's metrics are taken as they are")
-    if source.startswith(("http://", "https://")):
-        text = fetch(options, source)
-    else:
-        text, days = text_of(source), (end - os.stat(source).st_mtime) / UNITS["d"]
-        if days > 1:
-            note(f"the file is {days:.0f} days old: what was used since then is not in it")
-    starts = re.findall(r"(?m)^process_start_time_seconds(?:{.*})? +([-+.\de]+)", text)
-    sample = rf'(?m)^{re.escape(options.metric)}{{(?:.*,)?library="([\w.-]+)".*?}} +([-+.\de]+)'
-    for name, value in re.findall(sample, text):
-        counts[normalized(name)] += float(value)
-    if not starts or not text.endswith("\n"):  # as the format wants it
-        raise OSError(f"the answer is no exporter's metrics, or cut off: {text[:60]!r}")
-    return counts, min(end, max(0.0, *map(float, starts))), ""  # the youngest of several
+def target_of(labels: "Labels") -> "Labels":
+    """Return the labels that tell which exporter was scraped."""
+    return frozenset(pair for pair in labels if pair[0] in ("job", "instance"))
 
 
-def library_at(info: str, words: "set[str]") -> "tuple[dict[str, Any], list[str]]":
-    """Return a library's row, with the reason why no use proves nothing, and its code's paths."""
-    re, folder = standard("re"), os.path.dirname(info).replace(os.sep, "/")
-    stem, _, version = os.path.basename(info).rpartition(".")[0].partition("-")
-    name, is_editable = Distribution(*os.path.split(info)).name(), os.path.exists(f"{info}{os.sep}direct_url.json")
-    groups = {*re.findall(r"(?m)^\s*\[\s*([^]\s]+)", text_of(f"{info}/entry_points.txt"))}
-    files, here, high = {}, len(folder) + 1, folder.count("/") + 2
-    for path in filter(None, listed_paths(text_of(f"{info}/RECORD"))):
-        files[os.path.normpath(os.path.join(folder, path)).replace(os.sep, "/")] = path
-    # Beside the modules (pip install --target) or above, not within a package.
-    commands = {p for p in files if p.split("/")[-2] in ("bin", "Scripts") and p.count("/") <= high}
-    shared = set(filter(re.compile(SHARED).match, files)) - commands
-    suffixes = tuple(standard("importlib.machinery").all_suffixes())
-    code = {path for path in files if path.endswith(suffixes)} - shared - commands
-    # owners() finds those alone that are below, plainly.
-    modules = [path for path in code if path == f"{folder}/{files[path]}" and "\\" not in path]
-    texts = [*map(read, commands)]
-    is_silent = bool(texts or groups)
-    if everyone_reports() and (is_silent or any(p.endswith("/__main__.py") for p in modules)):
-        is_silent = not all(b"python" in text.partition(b"\n")[0] for text in texts)
-        # Programs end themselves at the top of their package; to read all takes seconds.
-        texts += [read(p) for p in modules if p[here:].count("/") < 2 and p.endswith(".py")]
-        is_silent |= any(end in text for text in texts for end in ENDS)
-    reasons = {
-        SILENT[0]: (name or normalized(stem)) in HOSTS.split(),
-        "takes part in every start": any(re.fullmatch(STARTS, path[here:]) for path in files),
-        SILENT[1]: any("/etc/jupyter/jupyter_" in path for path in files),
-        "extends Jupyter": any(re.search("/(share|etc)/jupyter/", path) for path in files),
-        "editable, never counted": is_editable and not name,
-        "its metadata have no name": not name,
-        "has no RECORD of its files": not files,
-        "odd paths in its RECORD": len(modules) < len(code),
-        "nothing to import": not modules,
-        "a plug-in, others find it": groups - {"console_scripts", "gui_scripts"},
-        SILENT[2]: is_silent,
-        "holds shared libraries": shared,
-        "named in Jupyter's settings": words & {re.split(r"\W", p[here:])[0] for p in modules},
-    }
-    return {
-        "library": name or normalized(stem) or info,
-        "version": readable(version.partition("-")[0], 40),
-        "bytes": sum(map(os.path.getsize, filter(os.path.exists, files))) if files else None,
-        "reason": next((reason for reason, holds in reasons.items() if holds), ""),
-    }, [*modules, *commands]
+def parted_by_start(samples: "Samples") -> "list[tuple[float, list[float]]]":
+    """Return the lives of an exporter: when each began, and when it was scraped."""
+    lives: list[tuple[float, list[float]]] = []
+    for when, start in samples:
+        if lives:
+            known, times = lives[-1]
+            # Where a clock was set meanwhile, the start moves, but by less than the
+            # life has lasted. Two starts may be told wrongly by a second each.
+            latest = known + times[-1] - times[0] - 2
+            if start == known or known - 60 < start <= latest:
+                times.append(when)
+                continue
+        lives.append((start, [when]))
+    return lives
 
 
-def installed_libraries() -> "tuple[Rows, Graph]":
-    """Return the rows of what is installed, and what each name requires, by all of its metadata."""
-    re, words = standard("re"), set()  # what configuration loads may be in the baseline, or servers
-    prefixes, glob = (sys.prefix, "/usr/local", "/usr", "/"), standard("glob")
-    below = "etc/ipython", "etc/jupyter", "share/jupyter/kernels"
-    for place in [f"{glob.escape(prefix)}/{one}/**" for prefix in prefixes for one in below]:
-        for path in glob.glob(place, recursive=True):
-            words.update(re.findall(r"\w+", re.sub(r"(?m)^\s*#.*", "", text_of(path))))
-    installed: Rows = {}
-    wants: Graph = {}
+def fetch(url: str, form: "dict[str, Any]", options: "argparse.Namespace") -> str:
+    """Return what a web server answers; a long form goes by POST. Raises OSError."""
+    from http.client import HTTPException
+    from urllib.parse import urlencode
+    from urllib.request import HTTPErrorProcessor, Request, build_opener
+
+    class NoRedirects(HTTPErrorProcessor):  # headers may hold a secret
+        def http_response(self, request: "Any", response: "Any") -> "Any":
+            return response
+
+        https_response = http_response
+
+    check_url(url)
+    shown = url.partition("?")[0]
+    data = urlencode(form)
+    body = None
+    if len(data) > 2000:
+        body = data.encode()
+    elif data:
+        url = f"{url}?{data}"
+    request = Request(url, body, headers(options))
+    try:
+        with build_opener(NoRedirects).open(request, timeout=120) as answer:
+            text: str = answer.read(ANSWER_LIMIT).decode("utf-8", "replace")
+            if answer.length or answer.read(1):  # of what Content-Length tells
+                raise OSError("its answer is cut off, or has no end")
+    except (OSError, ValueError, HTTPException) as error:
+        why = getattr(error, "reason", "") or error or type(error).__name__
+        raise OSError(f"{shown} cannot be read: {why}") from None
+    if answer.status != 200:
+        why = answer.headers.get("Location", "").partition("?")[0] or told_error(text)
+        if answer.status == 404 and options.prometheus:
+            why = IS_EXPORTER
+        said = f"{shown} answers {answer.status} {answer.reason}: {why}"
+        raise OSError(said.rstrip(": "))
+    return text
+
+
+def check_url(url: str) -> None:
+    """Raise ValueError, without what may be a secret, if a URL is wrong."""
+    import re
+
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("http:// is missing: a URL is such as http://localhost:9090")
+    if not re.fullmatch(r"https?://[^/?@\s]+(/[!-~]*)?", url):
+        raise ValueError(
+            "the URL must be such as http://localhost:9090, and a password "
+            "is given as --header @FILE"
+        )
+
+
+def told_error(text: str) -> str:
+    """Return what Prometheus says is wrong, which it does in JSON."""
+    import json
+
+    try:
+        return str(json.loads(text)["error"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return ""
+
+
+def headers(options: "argparse.Namespace") -> "dict[str, str]":
+    """Return the headers that are given. Raises ValueError or OSError, no secrets."""
+    import re
+
+    found: dict[str, str] = {}
+    for text in options.header:
+        if text.startswith("@"):
+            try:
+                with open(text[1:], encoding="utf-8", errors="replace") as file:
+                    text = file.read()
+            except OSError as error:
+                raise OSError(f"--header {text}: {error.strerror}") from None
+        pairs = re.findall(r"(?m)^[ \t]*([\w-]+)[ \t]*:[ \t]*([ -~]*)$", text)
+        if not pairs:
+            raise ValueError("--header must be 'Name: value', or @FILE with such lines")
+        found.update(pairs)
+    return found
+
+
+# -- what is installed
+
+# That nobody imports these says nothing: they host the sessions, install the others,
+# or are loaded before counting begins.
+HOSTS = """
+    conda ipykernel ipython jupyter jupyter-server jupyterhub jupyterlab mamba
+    nbclassic notebook pip popcon popularity-contest setuptools uv voila wheel
+"""
+SCRIPTS = {"console_scripts", "gui_scripts"}
+# With one of these a process becomes another program, or ends, without a report.
+ENDS = [
+    b"execv",
+    b"execl",
+    b"os._exit",
+    b"os.abort",
+    b"raise_signal",
+    b"kill(os.getpid()",
+]
+# Others find such files by their paths. Those in NAME.libs are known to nobody else.
+SHARED = r"""(?x) (?!.*\.(dy)?libs/) .*/
+    (lib (?!.*\.(cpython|abi3|pypy)) [^/]* \.so[\d.]* | [^/]*\.(dll|dylib)) $"""
+
+
+class Library:
+    """What is known of one library, be it installed or only counted."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.version: str | None = None
+        self.folder = ""  # on sys.path, with "/"
+        self.files: dict[str, str] = {}  # in full and with "/", and their kinds
+        self.size: int | None = None  # bytes, as far as a RECORD tells
+        self.requirements: list[Requirement] = []
+        self.groups: set[str] = set()  # of its entry points
+        # Whether processes may import its requirements, or its extras, unseen.
+        self.is_silent = False
+        self.reason = ""  # why it proves nothing that nobody imports it
+        self.installer = ""
+        self.was_asked_for = False  # by a person, on a command line or in a list
+        # What judged() finds out:
+        self.processes: int | None = 0  # None: fewer than may be told
+        self.status = "absent"
+        self.group = "absent"  # the same, or "rare"
+        self.required_by: list[str] = []  # those that stay
+        self.takes: set[str] = set()  # what it requires, and so on
+        self.brought_by: set[str] = set()  # which of those that can go
+        self.row = name  # of the table
+
+    def paths(self, *kinds: str) -> "list[str]":
+        """Return its files of these kinds."""
+        return [path for path, kind in self.files.items() if kind in kinds]
+
+    def top_levels(self) -> "set[str]":
+        """Return the names of what lies at the top of its folder."""
+        start = self.folder + "/"
+        below = [path for path in self.files if path.startswith(start)]
+        return {path[len(start) :].partition("/")[0] for path in below}
+
+    def as_json(self) -> "dict[str, Any]":
+        reason = ""
+        if self.status == "unknown":
+            reason = self.reason
+        return {
+            "library": self.name,
+            "version": self.version,
+            "bytes": self.size,
+            "processes": self.processes,
+            "status": self.status,
+            "required_by": self.required_by,
+            "reason": reason,
+            "requested": self.was_asked_for,
+            "brought_by": sorted(self.brought_by),
+        }
+
+
+def installed_libraries() -> "tuple[dict[str, Library], dict[str, list[Requirement]]]":
+    """Return what is installed, and what each name requires, by all metadata of it."""
+    words = words_of_settings()
+    installed: dict[str, Library] = {}
+    wants: dict[str, list[Requirement]] = {}
     owner: dict[str, str] = {}
-    for root in dict.fromkeys(map(os.path.realpath, sys.path)):
-        for info in sorted(metadata_in(root)):
-            row, paths = library_at(info, words)
-            name = row["library"]
-            wants.setdefault(name, set()).update(requirements(info))
-            is_here = row["bytes"] is not None or root.endswith(("-packages", ".egg"))
-            if is_here and installed.setdefault(name, row) is row:
-                for path in paths:  # who removes one that shares a file breaks the other
-                    other = owner.setdefault(path, name)
-                    wants[name].add(other)
-                    wants[other].add(name)
+    for distribution in distributions():
+        library = library_of_metadata(distribution, words)
+        name = library.name
+        wants.setdefault(name, []).extend(library.requirements)
+        is_source_tree = not distribution.folder.endswith(("-packages", ".egg"))
+        if name in installed or library.size is None and is_source_tree:
+            continue
+        installed[name] = library
+        for path in library.paths("module", "command"):
+            # Who removes one of two that share a file breaks the other.
+            other = owner.setdefault(path, name)
+            if other != name:
+                wants[name].append(Requirement(other))
+                wants[other].append(Requirement(name))
+    doubt_requests(list(installed.values()))
     return installed, wants
 
 
-def requirements(info: str) -> "list[str]":
-    """Return what the metadata require, as PEP 508 writes it; of an egg-info by requires.txt."""
-    text = text_of(f"{info}{os.sep}METADATA") or text_of(f"{info}{os.sep}PKG-INFO")
-    header, marker = text.lstrip().partition("\n\n")[0], ""
-    found: list[str] = standard("re").findall("(?im)^Requires-Dist:(.*)", header)
-    for line in text_of(f"{info}{os.sep}requires.txt").split("\n"):
+def doubt_requests(libraries: "list[Library]") -> None:
+    """Forget who was asked for where the installer says so of every library, as uv."""
+    others = [library for library in libraries if library.installer != "pip"]
+    if all(library.was_asked_for for library in others):
+        for library in others:
+            library.was_asked_for = False
+
+
+def distributions() -> "Iterator[Distribution]":
+    """Yield all that is installed, in the order of sys.path."""
+    for folder in dict.fromkeys(map(os.path.realpath, sys.path)):
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError:
+            continue
+        for name in names:
+            if name.endswith(METADATA_SUFFIXES):
+                yield Distribution(folder, name)
+
+
+def library_of_metadata(distribution: Distribution, words: "set[str]") -> Library:
+    """Return the library of these metadata; words are those of Jupyter's settings."""
+    import re
+
+    stem, _, rest = distribution.info.rpartition(".")[0].partition("-")
+    name = distribution.name() or normalized(stem)
+    library = Library(name or readable(distribution.info, 60))
+    library.version = rest.partition("-")[0]
+    library.folder = distribution.folder.replace(os.sep, "/")
+    library.files = files_of(distribution)
+    if library.files:
+        library.size = sum(map(size_of_file, library.files))
+    library.requirements = requirements(distribution)
+    entry_points = decoded(distribution.read("entry_points.txt"))
+    library.groups = set(re.findall(r"(?m)^[ \t]*\[[ \t]*([^]\s]+)", entry_points))
+    library.installer = decoded(distribution.read("INSTALLER")).strip()
+    library.was_asked_for = os.path.exists(
+        os.path.join(distribution.folder, distribution.info, "REQUESTED")
+    )
+    why_silent = silence_of(library)
+    library.is_silent = bool(why_silent)
+    library.reason = reason_of(library, distribution, words, why_silent)
+    return library
+
+
+def size_of_file(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return 0
+
+
+def files_of(distribution: Distribution) -> "dict[str, str]":
+    """Return the paths that a RECORD lists, in full and with "/", and their kinds."""
+    from importlib.machinery import all_suffixes
+
+    folder = distribution.folder.replace(os.sep, "/")
+    suffixes = tuple(all_suffixes())
+    found = {}
+    for path in listed_paths(decoded(distribution.read("RECORD"))):
+        if path:
+            full = os.path.normpath(os.path.join(folder, path)).replace(os.sep, "/")
+            kind = kind_of(full, folder, suffixes)
+            # owners() finds those modules alone that are below, plainly.
+            if kind == "module" and (full != f"{folder}/{path}" or "\\" in path):
+                kind = "odd"
+            found[full] = kind
+    return found
+
+
+def kind_of(path: str, folder: str, suffixes: "tuple[str, ...]") -> str:
+    """Tell whether a path is one of a module, a command, a shared library, or other."""
+    import re
+
+    parent = path.split("/")[-2]
+    if parent in ("bin", "Scripts") and path.count("/") <= folder.count("/") + 2:
+        return "command"  # beside the modules, as of pip --target, or above
+    if not path.endswith(".py") and re.match(SHARED, path):
+        return "shared"
+    # pip compiles commands, too, and these are no modules.
+    if parent != "__pycache__" and path.endswith(suffixes):
+        return "module"
+    return "other"
+
+
+# Reasons of those whose processes do not report: nobody knows what they import.
+IS_HOST = "runs sessions, or installs"
+IS_SERVER = "serves Jupyter"
+IS_KERNEL = "extends ipykernel"
+IS_COMMAND = "its commands do not report"
+OPTIONAL = "optional: "  # for these, which do not report
+
+
+def silence_of(library: Library) -> str:
+    """Return why a library's processes may import others without a report, or ""."""
+    if library.name in HOSTS.split():
+        return IS_HOST
+    if any("/etc/jupyter/jupyter_" in path for path in library.files):
+        return IS_SERVER
+    for requirement in library.requirements:
+        if requirement.name == "ipykernel" and not requirement.only_for:
+            return IS_KERNEL
+    commands = library.paths("command")
+    modules = library.paths("module")
+    is_program = bool(commands) or not SCRIPTS.isdisjoint(library.groups)
+    # What has plug-ins of its own may be a server, which is killed at its end, as
+    # python-lsp-server with its package pylsp.
+    is_server = not library.groups.isdisjoint(library.top_levels())
+    if is_program and (is_server or not everyone_reports()):
+        return IS_COMMAND
+    if is_program or any(path.endswith("/__main__.py") for path in modules):
+        for path in commands:
+            if b"python" not in read(path).partition(b"\n")[0]:
+                return IS_COMMAND
+        if any(map(ends_processes, commands + modules)):
+            return IS_COMMAND
+    return ""
+
+
+def ends_processes(path: str) -> bool:
+    """Tell whether a source may end its process so that popcon does not report."""
+    if path.endswith((".so", ".pyd", ".pyc")) or "/tests/" in path:
+        return False
+    text = read(path)
+    return any(end in text for end in ENDS)
+
+
+def reason_of(
+    library: Library,
+    distribution: Distribution,
+    words: "set[str]",
+    why_silent: str,
+) -> str:
+    """Return why a library may be in use though nobody imports it, or ""."""
+    import re
+
+    top_levels = library.top_levels()
+    names = {name.partition(".")[0] for name in top_levels}
+    paths = "\n".join(library.files)
+    if why_silent == IS_HOST:
+        return IS_HOST
+    url = b"".join(distribution.read("direct_url.json").split())
+    if b'"editable":true' in url:
+        return "editable, never counted"
+    if any(re.search(r"(\.pth|\.start|customize\.py)$", name) for name in top_levels):
+        return "takes part in every start"
+    if why_silent == IS_SERVER:
+        return IS_SERVER
+    if "/etc/jupyter/" in paths or "/share/jupyter/" in paths:
+        return "extends Jupyter"
+    if not distribution.name():
+        return "its metadata have no name"
+    if not library.files:
+        return "has no RECORD of its files"
+    if library.paths("odd"):
+        return "odd paths in its RECORD"
+    if not library.paths("module"):
+        return "nothing to import"
+    if is_stubs(distribution, names):
+        return "holds type stubs"
+    if why_silent == IS_KERNEL:
+        return IS_KERNEL
+    if is_plug_in(library):
+        return "a plug-in, others find it"
+    if why_silent:
+        return why_silent
+    if library.paths("shared"):
+        return "holds shared libraries"
+    if not words.isdisjoint(names):
+        return "named in Jupyter's settings"
+    return ""
+
+
+def is_stubs(distribution: Distribution, names: "set[str]") -> bool:
+    """Tell whether a library holds types for another one (PEP 561)."""
+    if "Classifier: Typing :: Stubs Only" in distribution.header():
+        return True
+    for name in names:
+        if name.endswith("-stubs") and name.removesuffix("-stubs") not in names:
+            return True
+    return False
+
+
+def is_plug_in(library: Library) -> bool:
+    """Tell whether it has entry points for others, not as markdown.extensions."""
+    for group in library.groups - SCRIPTS:
+        if not f"{normalized(group)}-".startswith(f"{library.name}-"):
+            return True
+    return False
+
+
+def words_of_settings() -> "set[str]":
+    """Return the words in Jupyter's and IPython's settings, but for remarks."""
+    import re
+    from glob import escape, glob
+
+    words = set()
+    for prefix in (sys.prefix, "/usr/local", "/usr", "/"):
+        for below in ("etc/ipython", "etc/jupyter", "share/jupyter/kernels"):
+            for path in glob(f"{escape(prefix)}/{below}/**", recursive=True):
+                text = re.sub(r"(?m)^[ \t]*#.*", "", text_of(path))
+                words.update(re.findall(r"\w+", text))
+    return words
+
+
+# -- who requires what
+
+ANY_EXTRA = "*"
+
+
+class Requirement:
+    """What a line of Requires-Dist asks for (PEP 508)."""
+
+    def __init__(self, text: str) -> None:
+        import re
+
+        what, _, marker = text.partition(";")
+        name, _, extras = what.partition("]")[0].partition("[")
+        self.name = normalized(re.split(r"[^\w.-]", name.strip())[0])
+        self.extras = {"", *map(normalized, extras.split(","))}
+        # Extras that bring it; none: it is always required. Of a marker only these
+        # are read: the rest is taken to hold, to be safe.
+        self.only_for: set[str] = set()
+        for way in re.split(r"\bor\b", marker):
+            named = re.findall(r"""\bextra\s*==\s*["']([\w.-]+)""", way)
+            if not named:
+                self.only_for = set()
+                break
+            self.only_for.update(map(normalized, named))
+
+
+def requirements(distribution: Distribution) -> "list[Requirement]":
+    """Return what the metadata require; those of an egg-info may have requires.txt."""
+    lines = []
+    for line in distribution.header():
+        field, _, value = line.partition(":")
+        if field.lower() == "requires-dist":
+            lines.append(value)
+    marker = ""
+    for line in decoded(distribution.read("requires.txt")).split("\n"):
         if line.startswith("["):  # [extra:marker], for the lines that follow
-            marker = "; extra == " + repr(line.strip("[]").partition(":")[0])
+            extra = line.strip("[]").partition(":")[0]
+            marker = f"; extra == {extra!r}"
         elif line:
-            found.append(line + marker)
-    return found
+            lines.append(line + marker)
+    return list(map(Requirement, lines))
 
 
-def required(names: "set[str]", silent: "set[str]", wants: "Graph") -> "tuple[Graph, Graph]":
-    """Return who may require each library, and who does: of the names, and what these require."""
-    re = standard("re")
-    found: tuple[Graph, Graph] = ({}, {})
-    queue = [(name, "*" if name in silent else "") for name in names]
-    known = set(queue)
-    for name, extra in queue:  # which grows
-        for text in wants.get(name, ()):
-            what, _, marker = text.partition(";")
-            # Extras are all that is read of a marker: the rest is taken to hold, to be safe.
-            ways = [re.findall(EXTRA, way) for way in re.split(r"\bor\b", marker)]
-            is_asked = not all(ways) or extra in map(normalized, sum(ways, []))
-            match = re.match(r"\s*([\w.-]+)\s*(?:\[([\w.,\s-]*))?", what)
-            other = normalized(match[1]) if match else ""
-            if other and (is_asked or extra == "*" and other != name):
-                if other != name:  # of the silent ones any extra may be in use
-                    found[is_asked].setdefault(other, set()).add(name)
-                pairs = {(other, normalized(one)) for one in ["", *(match[2] or "").split(",")]}
-                queue += pairs - known
-                known |= pairs
-    return found
+def required(
+    names: "Iterable[str]",
+    installed: "dict[str, Library]",
+    wants: "dict[str, list[Requirement]]",
+) -> "tuple[Graph, Graph]":
+    """Return who requires each library, of the names and of all that these require.
+
+    The second tells the same of extras that may be in use, as nobody knows better.
+    """
+    needed: Graph = {}
+    optional: Graph = {}
+    queue = []
+    for name in names:
+        is_silent = name in installed and installed[name].is_silent
+        queue.append((name, ANY_EXTRA if is_silent else ""))
+    seen = set(queue)
+    while queue:
+        name, extra = queue.pop()
+        for want in wants.get(name, ()):
+            graph = needed
+            if want.only_for and extra not in want.only_for:
+                graph = optional
+                if extra != ANY_EXTRA or want.name == name:
+                    continue
+            if want.name != name:
+                graph.setdefault(want.name, set()).add(name)
+            for asked in want.extras:
+                pair = (want.name, asked)
+                if pair not in seen:
+                    seen.add(pair)
+                    queue.append(pair)
+    return needed, optional
 
 
-def judged(counts: "dict[str, float]", options: "Any", doubt: str) -> "tuple[Rows, set[str]]":
-    """Return a row for each library, installed or counted, and who could go but for rare uses."""
+# -- the verdict
+
+
+def judged(counts: Counts, options: "argparse.Namespace") -> "list[Library]":
+    """Return each library, installed or counted, with the verdict on it, by name."""
     installed, wants = installed_libraries()
-    reasons = {name: row["reason"] for name, row in installed.items()}
+    give_reasons(installed, options)
+    libraries = dict(installed)
+    many = set()
+    for name, number in counts.processes.items():
+        library = libraries.setdefault(name, Library(name))
+        library.processes = max(1, round(number))
+        if library.processes < options.at_least:
+            library.processes = None
+        if number > options.at_most:
+            many.add(name)
+    stays = wants.keys() - installed.keys()  # source trees, for instance
+    for name, library in installed.items():
+        if library.reason:
+            stays.add(name)
+    needed, optional = required(stays.union(counts.processes), installed, wants)
+    needed_by_many, optional_of_many = required(stays | many, installed, wants)
+    kept = stays.union(many, needed_by_many, optional_of_many)
+    for name, library in installed.items():
+        library.required_by = sorted(needed.get(name, ()))
+        if name in optional and not library.reason:
+            library.reason = OPTIONAL + ", ".join(sorted(optional[name]))
+        if not library.reason:
+            library.reason = counts.doubt.partition(":")[0]
+        library.status = status_of(library)
+        library.group = library.status
+        if library.status == "unused":
+            library.takes = set(required({name}, installed, wants)[0])
+        elif name not in kept and not counts.doubt:
+            library.group = "rare"
+    bundle(installed, optional)
+    return sorted(libraries.values(), key=lambda library: library.name)
+
+
+def give_reasons(
+    installed: "dict[str, Library]", options: "argparse.Namespace"
+) -> None:
+    """Give those a reason that are loaded at every start, or that are to be kept."""
+    from fnmatch import filter as matching
+    from re import sub
+
+    reasons = {}
     loaded = executed_files(dict(sys.modules))
     for name in owners(loaded, loaded):
-        reasons[name] = reasons.get(name) or "loaded at every start"
-    silent = {name for name in reasons if reasons[name] in SILENT}
+        reasons[name] = "loaded at every start"
     for pattern in options.keep:
-        shape = standard("re").sub("[-_.]+", "-", pattern).lower()
-        names = standard("fnmatch").filter(installed, shape)
-        reasons.update({name: reasons[name] or "to be kept" for name in names})
+        names = matching(installed, sub("[-_.]+", "-", pattern).lower())
+        for name in names:
+            reasons[name] = "to be kept"
         if not names:
-            note(f"nothing installed is called {readable(pattern, 60)!r}, which was to be kept")
-    used = {name for name in counts if name and counts[name]}
-    stays = {name for name in wants if name not in installed or reasons[name]}
-    many = {name for name in used if counts[name] > options.at_most}
-    optional, needed = required(stays | used, silent, wants)
-    others = set().union(*required(stays | many, silent, wants))
-    rows, rare = {}, set()
-    for name in sorted(used | {*installed}):
-        count, reason = counts.get(name, 0), reasons.get(name) or doubt.partition(":")[0]
-        if name in installed and not reason and name not in many and name not in others:
-            rare |= {name} & (used | {*needed})
-        if name in optional and not reasons.get(name):
-            reason = f"optional: {', '.join(sorted(optional[name]))}"
-        status = "required" if name in needed else "unknown" if reason else "unused"
-        if count:
-            status = "used" if name in installed else "absent"
-        number = max(1, round(count)) if count else 0
-        rows[name] = {
-            **installed.get(name, {"library": name, "version": None, "bytes": None}),
-            "processes": None if 0 < number < options.at_least else number,
-            "status": status,
-            "required_by": sorted(needed.get(name, ())),
-            "reason": reason if status == "unknown" else "",
-        }
-    return rows, rare
+            shown = readable(pattern, 60)
+            note(f"nothing installed is called {shown!r}, which was to be kept")
+    for name in installed.keys() & reasons.keys():
+        installed[name].reason = installed[name].reason or reasons[name]
 
 
-def table(rows: "Rows", rare: "set[str]", options: "Any", since: float,
-          doubt: str) -> "Iterator[str]":  # fmt: skip
-    """Yield the lines of the table, by use, and what nobody used by size."""
+def status_of(library: Library) -> str:
+    """Return what is known of an installed library."""
+    if library.processes != 0:
+        return "used"
+    if library.required_by:
+        return "required"
+    if library.reason:
+        return "unknown"
+    return "unused"
 
-    def size(rows: "Iterable[dict[str, Any]]") -> str:
-        sizes = [row["bytes"] for row in rows if row["bytes"] is not None]
-        return f"{sum(sizes) / 1e6:,.1f} MB" if sizes else "?"
-    width = max(60, standard("shutil").get_terminal_size((80, 24)).columns)
-    wide = min(max(map(len, rows)), width * 3 // 8)
-    order = sorted(rows.values(), key=lambda row: (-(row["processes"] or 0), -(row["bytes"] or 0)))
-    most = order[0]["processes"] or 1
-    titles = {"used": "Used", "rare": f"Rarely used, by at most {options.at_most} processes",
-              "unused": "Can go", "required": "Needed by others", "unknown": "Cannot be judged",
-              "absent": "Counted, but not installed here"}  # fmt: skip
-    yield f"rank  {'library':{wide}}        size  processes"
-    for status, title in titles.items():
-        group = [r for r in order if status == ("rare" if r["library"] in rare else r["status"])]
-        if group:
-            yield f"\n{title} ({len(group)}, {size(group)})"
-        for rank, row in enumerate(group, 1):
-            text, count = row["reason"] or ", ".join(row["required_by"]), row["processes"]
-            if count != 0:
-                bar = "#" * round(min(40, width - wide - 31) * (count or 0) / most)
-                text = f"{f'<{options.at_least}' if count is None else f'{count:,}':>9}  {bar}"
-            line = f"{rank:>4}  {row['library'][:wide]:{wide}}  {size([row]):>10}  {text}".rstrip()
-            yield line if len(line) <= width else f"{line[: width - 3]}..."
-    here = [row for row in order if row["status"] != "absent"]
-    gone = [row for row in order if row["status"] == "unused"]
-    time, who = standard("time"), "Nobody" if everyone_reports() else "No session"
-    yield f"\n{len(gone)} of {len(here)} libraries can go, {size(gone)} of {size(here)}."
-    yield f"Counted since {time.strftime('%Y-%m-%d %H:%M UTC%z', time.localtime(since))}."
-    if gone or doubt:
-        yield doubt or f"{who} has imported them since then, and nothing that stays needs them."
+
+def bundle(installed: "dict[str, Library]", optional: "Graph") -> None:
+    """Find the names to be struck from a list, and all that was brought by them."""
+    gone = [library for library in installed.values() if library.status == "unused"]
+    # Who takes most comes first: what that brought needs not be struck itself.
+    gone.sort(key=lambda one: (-len(one.takes), not one.was_asked_for, one.name))
+    for library in gone:
+        if not library.brought_by:
+            for name in library.takes & installed.keys() - {library.name}:
+                other = installed[name]
+                stays = other.was_asked_for or other.required_by or name in optional
+                if not stays:
+                    other.brought_by.add(library.name)
+    for library in gone:
+        if library.brought_by:
+            library.row = min(library.brought_by)
+        if len(library.brought_by) > 1:
+            library.row = SEVERAL
+
+
+# -- the table
+
+SEVERAL = "(for several of these)"
+ALL = 10**6
+# Rows without --all, of groups that ask for nothing, or have many.
+LIMITS = {"used": 20, "unknown": 20, "required": 0, "absent": 5}
+TITLES = {
+    "used": "Used, by how many processes",
+    "rare": "Rarely used, by at most ",
+    "unused": "Can go",
+    "unknown": "Cannot be judged",
+    "required": "Needed by others",
+    "absent": "Counted, but not installed here",
+}
+
+
+def table(
+    libraries: "list[Library]", counts: Counts, options: "argparse.Namespace"
+) -> "list[str]":
+    """Return the lines of the table; the conclusion comes last."""
+    from textwrap import wrap
+    from time import gmtime, strftime
+
+    width = width_of_terminal()
+    since = strftime("%Y-%m-%d %H:%M UTC", gmtime(counts.since))
+    here = [library for library in libraries if library.status != "absent"]
+    python = f"Python {sys.version.split()[0]} in {sys.prefix}"
+    number = some(len(here), "library", "libraries")
+    lines = [
+        f"{python}: {number}, {size_of(here)}".rstrip(", "),
+        f"Window: {options.window.text}; counted since {since}",
+    ]
+    for group, title in TITLES.items():
+        members = [library for library in libraries if library.group == group]
+        if group == "rare":
+            title += some(options.at_most, "process", "processes")
+        limit = LIMITS.get(group, ALL)
+        if counts.doubt and group == "unknown":
+            limit = 0
+        if options.all:
+            limit = ALL
+        if members:
+            lines += section(title, members, limit, options, width)
+    lines.append("")
+    for sentence in conclusion(here, counts.doubt, since):
+        lines += wrap(sentence, width)
+    return lines
+
+
+def width_of_terminal() -> int:
+    """Return the width of lines: in a pipe nothing is cut."""
+    from shutil import get_terminal_size
+
+    if sys.stdout is None or not sys.stdout.isatty():
+        return ALL
+    return max(60, get_terminal_size().columns)
+
+
+def section(
+    title: str,
+    members: "list[Library]",
+    limit: int,
+    options: "argparse.Namespace",
+    width: int,
+) -> "list[str]":
+    """Return a title, and rows; in one row are the libraries that go along."""
+    rows: dict[str, list[Library]] = {}
+    for library in members:
+        rows.setdefault(library.row, []).append(library)
+    order = sorted(rows.values(), key=by_use)
+    number = f"{len(members):,}, {size_of(members)}".rstrip(", ")
+    lines = ["", f"{title} ({number})"]
+    most = max(1, order[0][0].processes or 0)
+    for row in order[:limit]:
+        begin = f"  {row[0].row:23} {size_of(row):>8}  "
+        text = remark(row, options, width - len(begin))
+        if row[0].group == "used":
+            length = min(40, width - 47) * (row[0].processes or 0) / most
+            text += "  " + "#" * round(length)
+        lines.append(f"{begin}{text}"[:width].rstrip())
+    if limit == 0:
+        lines[-1] += ": --all lists them"
+    elif len(order) > limit:
+        lines.append(f"  {len(order) - limit:,} more: --all lists them")
+    return lines
+
+
+def remark(row: "list[Library]", options: "argparse.Namespace", room: int) -> str:
+    """Return what stands behind the size."""
+    first = row[0]
+    if first.processes is None:
+        return f"<{options.at_least}".rjust(9)
+    if first.processes or first.group == "rare":
+        return f"{first.processes:>9,}"
+    if first.status == "required":
+        return few(first.required_by, room)
+    if first.status == "unused":
+        return companions(row, room)
+    begin, names = first.reason, sorted(first.brought_by)
+    if names:
+        begin += "; only for "
+    elif begin.startswith(OPTIONAL):
+        names = begin.removeprefix(OPTIONAL).split(", ")
+        begin = OPTIONAL
+    return begin + few(names, room - len(begin))
+
+
+def companions(row: "list[Library]", room: int) -> str:
+    """Return what goes along with a name that is struck."""
+    first = row[0]
+    names = [library.name for library in row if library.name != first.row]
+    if first.row == SEVERAL:
+        return few(names, room)
+    if names:
+        return "with " + few(names, room - len("with "))
+    if first.installer == "pip" and not first.was_asked_for:
+        return "not asked for: an extra, or left over"
+    return ""
+
+
+def conclusion(here: "list[Library]", doubt: str, since: str) -> "list[str]":
+    """Return in sentences what follows from the counts, and how it is known."""
+    gone = [library for library in here if library.status == "unused"]
+    all_here = some(len(here), "library", "libraries")
+    if doubt:
+        return [doubt]
+    if not gone:
+        return [f"None of {all_here} can go."]
+    rows = {library.row for library in gone} - {SEVERAL}
+    names = some(len(rows), "name", "names")
+    who = "process" if everyone_reports() else "session"
+    sentences = [
+        f"{len(gone)} of {all_here} can go, {size_of(gone)} of {size_of(here)}: "
+        f"strike {names} from your list of requirements.",
+        f"No {who} that reported has imported them since {since}, "
+        "and nothing that stays needs them.",
+    ]
+    left = [library for library in here if library.status in ("used", "unknown")]
+    brought = [library.name for library in left if library.brought_by]
+    if brought:
+        sentences.append(
+            f"A new environment without these names also lacks {few(brought, 100)}: "
+            "put on the list what people use, and what you want to keep."
+        )
+    return sentences
+
+
+def by_use(row: "list[Library]") -> "tuple[bool, int, int]":
+    """Return a key to sort rows by falling numbers of processes, then by size."""
+    return row[0].row == SEVERAL, -(row[0].processes or 0), -total(row)
+
+
+def total(libraries: "list[Library]") -> int:
+    return sum(library.size or 0 for library in libraries)
+
+
+def size_of(libraries: "list[Library]") -> str:
+    """Return how much room libraries take, "" where that is not known of any."""
+    if all(library.size is None for library in libraries):
+        return ""
+    size = total(libraries) / 1e6
+    if size >= 999.5:
+        return f"{size / 1000:.1f} GB"
+    if size >= 99.95:
+        return f"{size:.0f} MB"
+    return f"{size:.1f} MB"
+
+
+def some(number: int, one: str, many: str) -> str:
+    """Return the number with the noun in its singular or plural."""
+    noun = one if number == 1 else many
+    return f"{number:,} {noun}"
+
+
+def few(names: "list[str]", room: int) -> str:
+    """Return as many names as there is room for, and how many more there are."""
+    if not names:
+        return ""
+    for number in range(len(names), 0, -1):
+        text = ", ".join(names[:number])
+        if number < len(names):
+            text += f" and {len(names) - number} more"
+        if len(text) <= room:
+            return text
+    return some(len(names), "name", "names")
+
+
+# -- its options
+
+
+def whole_number(text: str) -> int:
+    """Return a number of processes. argparse shows what is wrong."""
+    from argparse import ArgumentTypeError
+
+    if not (text.isascii() and text.isdigit()):
+        raise ArgumentTypeError(f"{text!r} is no whole number from 0 up")
+    return int(text)
+
+
+def add_usage_options(parser: "argparse.ArgumentParser") -> None:
+    """Add the options of the command usage to its parser."""
+    add_source_options(parser)
+    parser.add_argument(
+        "--window",
+        type=Window,
+        default="90d",
+        help="Look back for so long, in units of m, h, d, w or y (default: 90d).",
+    )
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="Never say that these libraries can go: names, or patterns as 'azure-*'.",
+    )
+    parser.add_argument(
+        "--at-most",
+        type=whole_number,
+        default=0,
+        metavar="K",
+        help="List what at most K processes used as rarely used.",
+    )
+    parser.add_argument(
+        "--at-least",
+        type=whole_number,
+        default=0,
+        metavar="K",
+        help="Show numbers of processes below K as <K, so that they point at nobody.",
+    )
+    parser.add_argument("--all", action="store_true", help="Show all rows.")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--unused", action="store_true", help="Print only the names that can go."
+    )
+    form.add_argument("--json", action="store_true", help="Print all as JSON.")
+
+
+def add_source_options(parser: "argparse.ArgumentParser") -> None:
+    """Add the options that tell where the counts are."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--prometheus",
+        default="",
+        metavar="URL",
+        help="Read the counts from Prometheus, at http://prometheus:9090 for instance.",
+    )
+    source.add_argument(
+        "--metrics",
+        default="",
+        metavar="FILE_OR_URL",
+        help="Read them from the file of collect, or an exporter's /metrics instead.",
+    )
+    parser.add_argument(
+        "--match",
+        type=str.strip,
+        default="{}",
+        metavar="LABELS",
+        help="""Take only the counters with these labels: '{namespace="prod"}'.""",
+    )
+    parser.add_argument(
+        "--metric",
+        default="",
+        metavar="NAME",
+        help="The name of the counters, if your mapping makes another of the prefix.",
+    )
+    parser.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        metavar="HEADER",
+        help="Send 'Name: value' to the server, or the lines of a file, as @FILE.",
+    )
 
 
 # ---- the options --------------------------------------------------------------------
-
-def seconds(duration: str) -> float:
-    """Return the seconds of a duration as PromQL writes it. Raises ValueError."""
-    parts = standard("re").findall(r"(\d+)(ms|[smhdwy])", duration)
-    if not parts or "".join(map("".join, parts)) != duration:
-        raise ValueError
-    return float(sum(int(number) * UNITS[unit] for number, unit in parts))
-
 
 def command_line() -> "Any":
     """Return the parser of the command line; what it parses has run, which takes it."""
@@ -1847,21 +2791,7 @@ def command_line() -> "Any":
     runner.add_argument("--explain", action="store_true", help="say whose each module is")
     for name in ("-m", "-c", "script"):  # and all that follows is the program's
         runner.add_argument(name, nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    teller = commands.choices["usage"]
-    add = teller.add_mutually_exclusive_group(required=True).add_argument
-    add("--prometheus", default="", metavar="URL", help="such as http://prometheus:9090")
-    add("--metrics", default="", metavar="FILE_OR_URL", help="what an exporter's /metrics says")
-    add = teller.add_argument
-    add("--window", type=seconds, default="90d", help="time up to now that counts (default: 90d)")
-    add("--match", type=str.strip, default="{}", help="""as in '{namespace="prod"}': what counts""")
-    add("--keep", nargs="+", action="extend", default=[], metavar="NAME", help="or glob: stays")
-    add("--metric", default="", help="name of the counters, if README's rules do not make it")
-    add("--header", action="append", default=[], help="'Name: value', or @FILE with such lines")
-    add("--at-most", type=int, default=0, metavar="K", help="list what K use or fewer, too")
-    add("--at-least", type=int, default=0, metavar="K", help="show counts below K as <K")
-    add = teller.add_mutually_exclusive_group().add_argument
-    add("--unused", action="store_true", help="print only the names that can go")
-    add("--json", action="store_true", help="print all as JSON")
+    add_usage_options(commands.choices["usage"])
     return parser
 
 

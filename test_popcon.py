@@ -36,9 +36,8 @@ import venv
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import starmap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import popcon
@@ -2568,506 +2567,256 @@ PROMETHEUS = os.environ.get("POPCON_TEST_PROMETHEUS", "").split(":")
 VICTORIAMETRICS = os.environ.get("POPCON_TEST_VICTORIAMETRICS", "")
 SERVERS = [path for path in (*PROMETHEUS, VICTORIAMETRICS) if path]
 DAY = 86400.0
-ONLY_SESSIONS = "popcon: only IPython and Jupyter report here by themselves: scripts are not known"
+COUNTER = "python_popcon_library_used"
+ONLY_SESSIONS = (
+    "popcon: only IPython and Jupyter report here by themselves: scripts are not known, "
+    "nor kernels of virtual environments upon this one\n"
+)
 COMMAND = {"entry_points.txt": "[console_scripts]\nx = y:main\n"}
 PLUGIN = {"entry_points.txt": "[pytest11]\nx = y:main\n"}
+REQUESTED = {"INSTALLER": "pip\n", "REQUESTED": ""}
 SILENT = "its commands do not report"
 
 
+class Outcome(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Terminal(io.StringIO):
+    """A terminal that keeps what is printed on it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 class Database:
-    """What Prometheus would answer of these samples; a range is open at its left, as in 3."""
+    """Answers as Prometheus does, of samples that are given to it."""
 
-    def __init__(self, *, is_closed: bool = False) -> None:
+    def __init__(self) -> None:
         self.series: list[tuple[dict[str, str], dict[float, float]]] = []
-        self.is_closed = is_closed  # as in Prometheus 2
+        # Prometheus 2 takes the begin of a range to be in it, Prometheus 3 does not.
+        self.is_closed = False
 
-    def add(self, samples: dict[float, float], **labels: str) -> None:
-        """Add the counter of a library; without a library, what its exporter says of its start."""
-        name = "python_popcon_library_used" if "library" in labels else "process_start_time_seconds"
-        target = {"__name__": name, "job": "popcon", "instance": "x:9102"}
-        self.series.append((target | labels, samples))
+    def add_starts(self, samples: dict[float, float], **labels: str) -> None:
+        """Add what an exporter tells of its start, by the time of the scrape."""
+        name = {"__name__": "process_start_time_seconds"}
+        target = {"job": "popcon", "instance": "x:9102"}
+        self.series.append((name | target | labels, samples))
 
-    def over(self, query: str, end: float) -> list[tuple[dict[str, str], list[tuple[float, str]]]]:
-        """What function({matchers}[1ms]) gives, or the bare matchers."""
-        function, _, selector = query.rpartition("(")
-        patterns = {label: json.loads(text) if how == "=~" else re.escape(json.loads(text))
-                    for label, how, text in re.findall(r'(\w+)(=~?)("(?:[^"\\]|\\.)*")', selector)}
-        milliseconds = float((re.findall(r"\[(\d+)ms", selector) or ["inf"])[0])
-        begin = end - milliseconds / 1000 - 1e-4 * self.is_closed
-        found = []
-        for labels, samples in self.series:
-            some = [(when, str(value)) for when, value in samples.items()
-                    if begin < when <= end + 1e-4 and not (function and math.isnan(value))]
-            if some and all(re.fullmatch(patterns[key], labels.get(key, "")) for key in patterns):
-                last = [(end, str(len(some)))] if "count_over" in function else some[-1:]
-                found.append((labels, last if function else some))
-        return found
+    def add_counter(
+        self, library: str, samples: dict[float, float], **labels: str
+    ) -> None:
+        """Add the values of a library's counter, by the time of the scrape."""
+        name = {"__name__": COUNTER, "library": library}
+        target = {"job": "popcon", "instance": "x:9102"}
+        self.series.append((name | target | labels, samples))
 
     def answer(self, asked: str) -> tuple[int, dict[str, str], bytes]:
+        """Answer what comes after the server's address, be it of a GET or a POST."""
         path, _, query = asked.partition("?")
         form = dict(urllib.parse.parse_qsl(query))
-        data: Any = [labels for labels, _ in self.over(form.get("match[]", "="), 1e12)]
-        if path.endswith("/query"):
-            found = self.over(form["query"], float(form["time"]))
-            data = {"result": [{"metric": labels, "values": values} for labels, values in found]}
-        elif path.endswith("_range"):  # of a count
-            begin, end, step = (float(form[key]) for key in ("start", "end", "step"))
-            times = [begin + step * n for n in range(int((end - begin) / step) + 1)]
-            values = [(when, "1") for when in times if self.over(form["query"], when)]
-            data = {"result": [{"metric": {}, "values": values}] if values else []}
+        data: Any = {"result": []}
+        if path.endswith("/series"):
+            data = [labels for labels, _ in self.chosen(form["match[]"])]
+        elif path.endswith("/query"):
+            data = {"result": self.result(form["query"], float(form["time"]))}
         return 200, {}, json.dumps({"status": "success", "data": data}).encode()
 
+    def chosen(self, selector: str) -> list[tuple[dict[str, str], dict[float, float]]]:
+        """Return the series that {matchers} choose."""
+        found = []
+        for labels, samples in self.series:
+            fits = True
+            for name, how, text in re.findall(
+                r'(\w+)(=~?)("(?:[^"\\]|\\.)*")', selector
+            ):
+                pattern = json.loads(text)
+                if how == "=":
+                    pattern = re.escape(pattern)
+                fits = fits and bool(re.fullmatch(pattern, labels.get(name, "")))
+            if fits:
+                found.append((labels, samples))
+        return found
 
-# Run in a large environment, with lists of libraries to be removed: nothing that stays needs one
-# of them, as the packaging library reads the requirements.
+    def result(self, query: str, end: float) -> list[dict[str, Any]]:
+        """Return what function({matchers}[1ms]) gives at a time, or ({matchers}[1ms])."""
+        function, _, rest = query.partition("(")
+        selector, _, duration = rest.rpartition("[")
+        begin = end - float(duration.removesuffix("ms])").removesuffix("ms)")) / 1000
+        if self.is_closed:
+            begin -= 1e-4
+        found = []
+        for labels, samples in self.chosen(selector):
+            values = []
+            for when, value in samples.items():
+                is_marker = math.isnan(value) and function
+                if begin < when <= end + 1e-4 and not is_marker:
+                    values.append([when, str(value)])
+            if function == "count_over_time" and values:
+                values = [[end, str(len(values))]]
+            elif function:
+                values = values[-1:]
+            if values:
+                found.append({"metric": labels, "values": values})
+        return found
+
+
+# Run in a large environment, with lists of libraries to be removed: nothing that stays
+# needs one of them, as the packaging library reads the requirements.
 STAYS = """
 import importlib.metadata, json, sys
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name as canonical
+from packaging.utils import canonicalize_name
 
-requirements = {canonical(one.metadata["Name"]): [*map(Requirement, one.requires or ())]
-                for one in importlib.metadata.distributions()}
-for gone in map(set, json.loads(sys.argv[1])):
-    assert gone < requirements.keys()
-    queue = [(name, "") for name in requirements.keys() - gone]
-    for name, extra in queue:  # which grows
-        for one in requirements.get(name, ()):
-            if one.marker is None or one.marker.evaluate({"extra": extra}):
-                assert canonical(one.name) not in gone, f"{name} needs {one}"
-                queue += {(canonical(one.name), extra) for extra in one.extras} - {*queue}
+requirements = {}
+for distribution in importlib.metadata.distributions():
+    name = canonicalize_name(distribution.metadata["Name"])
+    requirements[name] = [Requirement(text) for text in distribution.requires or ()]
+for gone in json.loads(sys.argv[1]):
+    assert requirements.keys() > set(gone)
+    queue = [(name, "") for name in requirements if name not in gone]
+    seen = set(queue)
+    while queue:
+        name, extra = queue.pop()
+        for requirement in requirements.get(name, ()):
+            marker = requirement.marker
+            if marker is None or marker.evaluate({"extra": extra}):
+                required = canonicalize_name(requirement.name)
+                assert required not in gone, f"{name} needs {requirement}"
+                for pair in [(required, ""), *((required, one) for one in requirement.extras)]:
+                    if pair not in seen:
+                        seen.add(pair)
+                        queue.append(pair)
 """
 
 
-class TestUsage(Case):
-    def usage(self, *arguments: str, path: Sequence[Path] = (), everyone: bool = False,
-              **environ: Any) -> tuple[int, str, str]:  # fmt: skip
-        """The status of `usage` where self.site holds all that is installed, and what it prints."""
-        settings = clean_environ(**{"NO_PROXY": "*", "COLUMNS": "80"} | environ)
-        python: Any = {"path": [*map(str, path or [self.site])], "prefix": str(self.folder)}
-        with (mock.patch.dict(os.environ, settings, clear=True),
-              mock.patch.multiple(sys, **python, meta_path=[*sys.meta_path]),
-              mock.patch.object(popcon, "is_set_up", lambda: everyone),
-              contextlib.redirect_stdout(io.StringIO()) as out,
-              contextlib.redirect_stderr(io.StringIO()) as err):  # fmt: skip
+class UsageCase(Case):
+    """Runs the command usage where self.site holds all that is installed."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.now = round(time.time())
+        self.source: tuple[str, ...] = ()  # from where usage is to read the counts
+        self.says_only_sessions = False  # whether usage said so, the last time
+
+    def usage(
+        self,
+        *arguments: str,
+        path: Sequence[Path] = (),
+        everyone: bool = False,
+        terminal: bool = False,
+        environ: dict[str, str] | None = None,
+    ) -> Outcome:
+        """Run the command as everybody's processes report, or only IPython's sessions."""
+        settings = clean_environ(NO_PROXY="*", COLUMNS="80")
+        settings.update(environ or {})
+        out = Terminal() if terminal else io.StringIO()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.dict(os.environ, settings, clear=True))
+            stack.enter_context(
+                mock.patch.object(sys, "path", [*map(str, path or [self.site])])
+            )
+            stack.enter_context(mock.patch.object(sys, "prefix", str(self.folder)))
+            stack.enter_context(mock.patch.object(sys, "meta_path", [*sys.meta_path]))
+            stack.enter_context(
+                mock.patch.object(popcon, "is_set_up", lambda: everyone)
+            )
+            stack.enter_context(contextlib.redirect_stdout(out))
+            err = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
             try:
-                status: Any = popcon.main(["usage", *arguments])
+                status = popcon.main(["usage", *self.source, *arguments])
             except SystemExit as error:
-                status = error.code
-        self.assertTrue(out.getvalue().isascii(), out.getvalue())
-        said = err.getvalue().replace(f"{ONLY_SESSIONS}\n", "")
-        if isinstance(status, str):  # which Python prints
-            return 1, out.getvalue(), f"{said}{status}\n"
-        return status, out.getvalue(), said
+                status = int(error.code or 0)
+        self.says_only_sessions = ONLY_SESSIONS in err.getvalue()
+        said = err.getvalue().replace(ONLY_SESSIONS, "")
+        return Outcome(status, out.getvalue(), said)
 
     def printed(self, *arguments: str, **options: Any) -> str:
-        """What `usage` prints when it has an answer and nothing to remark."""
-        status, out, err = self.usage(*arguments, **options)
-        self.assertEqual((status, err), (0, ""))
-        return out
+        """Return what usage prints when it has an answer and nothing to remark."""
+        outcome = self.usage(*arguments, **options)
+        self.assertEqual((outcome.status, outcome.err), (0, ""))
+        return outcome.out
 
     def rows(self, *arguments: str, **options: Any) -> dict[str, dict[str, Any]]:
+        """Return what --json tells of each library."""
         rows = json.loads(self.printed("--json", *arguments, **options))
-        self.assertEqual([row["library"] for row in rows], sorted({row["library"] for row in rows}))
-        return {row.pop("library"): row for row in rows}
+        names = [row.pop("library") for row in rows]
+        self.assertEqual(names, sorted(set(names)))
+        return dict(zip(names, rows))
 
-    def judged(self, *arguments: str, **options: Any) -> dict[str, str]:
-        """Of each library its status, or why it cannot be judged."""
+    def verdicts(self, *arguments: str, **options: Any) -> dict[str, str]:
+        """Return of each library its status, or why it cannot be judged."""
         rows = self.rows(*arguments, **options)
         return {name: row["reason"] or row["status"] for name, row in rows.items()}
 
-    def counts(self, *arguments: str, **options: Any) -> dict[str, int]:
+    def processes(self, *arguments: str, **options: Any) -> dict[str, int]:
+        """Return how many processes used each library that was used."""
         rows = self.rows(*arguments, **options)
-        return {name: row["processes"] for name, row in rows.items() if row["processes"]}
+        return {
+            name: row["processes"] for name, row in rows.items() if row["processes"]
+        }
 
-    def fails(self, said: str, *arguments: str, status: int = 1, **environ: Any) -> None:
-        """Prove that it prints one short sentence, and nothing of what it was not told."""
-        with self.subTest(said, arguments=arguments):
-            ended, out, err = self.usage(*arguments, **environ)
-            self.assertEqual((ended, out), (status, ""))
-            self.assertRegex(err, r"\Apopcon: [ -~]{1,320}\n\Z")
-            self.assertRegex(err.rstrip("\n"), said)
-            self.assertNotIn("hunter2", err)
+    def assert_refused(self, sentence: str, *arguments: str, **options: Any) -> None:
+        """Prove that it prints one sentence alone, and no secret, and that its status is 2."""
+        with self.subTest(sentence, arguments=arguments):
+            outcome = self.usage(*arguments, **options)
+            self.assertEqual((outcome.status, outcome.out), (2, ""))
+            self.assertRegex(outcome.err, r"\Apopcon: [^\n]{1,330}\n\Z")
+            self.assertTrue(outcome.err.rstrip("\n").isprintable())
+            self.assertRegex(outcome.err.rstrip("\n"), sentence)
+            self.assertNotIn("hunter2", outcome.err)
 
-    def of(self, since: object = 1.0, **counts: float) -> tuple[str, str]:
-        """The arguments that name an exporter's saved metrics with these counts."""
-        line = 'python_popcon_library_used{{library="{}"}} {}\n'.format
-        text = f"# HELP x\nprocess_start_time_seconds {since}\n"
-        self.write(self.folder, {"metrics.txt": text + "".join(starmap(line, counts.items()))})
-        return "--metrics", str(self.folder / "metrics.txt")
+    def metrics_file(self, *, since: object = 1.0, **counts: float) -> Path:
+        """Save an exporter's metrics with these counts."""
+        lines = ["# HELP x", f"process_start_time_seconds {since}"]
+        for library, count in counts.items():
+            lines.append(f'{COUNTER}{{library="{library}"}} {count}')
+        path = self.folder / "metrics.txt"
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    def count(self, *, since: object = 1.0, **counts: float) -> None:
+        """Let usage read these counts from now on."""
+        path = self.metrics_file(since=since, **counts)
+        self.source = ("--metrics", str(path))
 
     def requiring(self, name: str, *requirements: str, **options: Any) -> None:
+        """Install a library with a module that requires these."""
         lines = "".join(f"Requires-Dist: {text}\n" for text in requirements)
         text = f"Metadata-Version: 2.1\nName: {name}\n{lines}\nRequires-Dist: doc\n"
         more = {"METADATA": text} | options.pop("more", {})
-        self.install(name, f"{name}.py", more=more, **options)
+        files = options.pop("files", [f"{name}.py"])
+        self.install(name, *files, more=more, **options)
 
     def install_all(self, *names: str) -> None:
+        """Install libraries of one module each."""
         for name in names:
             self.install(name, f"{name}.py")
 
-    def test_json_tells_of_each_library_what_is_documented(self) -> None:
-        requirements = "beta", "gone; python_version < '3'", "tester; extra == 'test'"
-        self.requiring("Alpha", *requirements, more=PLUGIN)
-        for name in ("beta", "tester"):
-            self.install(name, f"{name}.py", f"{name}_more/__init__.py", source="pass\n")
-        self.install("stubs", "x-stubs/__init__.pyi")
-
-        def size(name: str) -> int:
-            return sum(path.stat().st_size for path in self.site.glob(f"{name}-*/*"))
-
-        common = {"version": "1.0", "processes": 0, "required_by": [], "reason": ""}
-        expected = {
-            "alpha": {"status": "used", "processes": 3, "bytes": size("Alpha")},
-            "beta": {"status": "required", "required_by": ["alpha"], "bytes": size("beta") + 10},
-            "private": {"status": "absent", "processes": 2, "version": None, "bytes": None},
-            "stubs": {"status": "unknown", "reason": "nothing to import", "bytes": size("stubs")},
-            "tester": {"status": "unused", "bytes": size("tester") + 10},
-        }
-        rows = self.rows(*self.of(alpha=3, private=2, gone=0))
-        self.assertEqual(rows, {name: common | row for name, row in expected.items()})
-
-    def test_sizes_behind_links_are_those_of_the_files(self) -> None:
-        self.write(self.folder, {"cache/linked.py": "x" * 2_000_000})
-        self.install("linked", record="linked.py,,\nhard.py,,\ngone.py,,\n")
-        for name, link in ("linked.py", os.symlink), ("hard.py", os.link):
-            link(self.folder / "cache/linked.py", self.site / name)
-        self.assertEqual(self.rows(*self.of(other=1))["linked"]["bytes"], 4_000_000)
-
-    def test_what_a_library_that_stays_requires_stays(self) -> None:
-        self.requiring("root", "Mid_Dle[F.ast] (>=1)", "doc; extra == 'doc'", "sub[ a , b ]>1")
-        self.requiring("mid.dle", "leaf", 'quick; extra == "F_ast"', "slow; extra=='slow'", "root")
-        self.requiring("sub", "one; extra=='a'", "two; (extra == 'b') and os_name != 'x'")
-        self.requiring("orphan", "only-orphans")
-        self.requiring("broken", "saved ~~~ rubbish [; \\", "also @ https://x/y ; os_name > '3'")
-        self.requiring("old", "tight; (extra == 'x')or(os_name >= '3')", "else; os_name == '-'")
-        needed = ("also", "else", "leaf", "one", "quick", "saved", "tight", "two")
-        self.install_all(*needed, "slow", "doc", "only-orphans")
-        unused = ["doc", "only-orphans", "orphan", "slow"]
-        metrics = self.of(root=1, broken=1, old=1)
-        expected = {"root": "used", "broken": "used", "old": "used"}
-        expected |= dict.fromkeys((*needed, "mid-dle", "sub"), "required")
-        expected |= dict.fromkeys(unused, "unused")
-        self.assertEqual(self.judged(*metrics), expected)
-        self.assertEqual(self.printed(*metrics, "--unused").split(), unused)
-
-    def test_what_source_trees_hidden_copies_and_eggs_require_stays(self) -> None:
-        self.install_all("leaf", "new", "old", "other", "more", "plain")
-        self.write(self.own, {"mine.egg-info/PKG-INFO": "Name: Mine\nVersion: 1.0\n",
-                              "mine.egg-info/requires.txt": "leaf\n[x]\nother\n"})  # fmt: skip
-        self.write(self.site / "egg-1.0-py3.egg-info", {
-            "PKG-INFO": "Name: egg\nRequires-Dist: plain\n",
-            "requires.txt": "\n[:python_version >= '3']\nmore\n",
-        })  # fmt: skip
-        self.requiring("twice", "new")
-        self.requiring("twice", "old", folder=self.folder / "shadowed", info="twice-2.dist-info")
-        path = [self.own, self.site, self.site, self.folder / "shadowed", self.folder / "none"]
-        rows = self.rows(*self.of(twice=1), path=path)
-        needed = {"leaf": ["mine"], "more": ["egg"], "plain": ["egg"], "new": ["twice"],
-                  "old": ["twice"], "other": [], "egg": [], "twice": []}  # fmt: skip
-        self.assertEqual({name: row["required_by"] for name, row in rows.items()}, needed)
-        self.assertEqual((rows["other"]["status"], rows["egg"]["status"]), ("unused", "unknown"))
-        self.assertEqual((rows["twice"]["version"], rows["egg"]["version"]), ("1.0", "1.0"))
-
-    def test_libraries_that_share_a_module_or_a_command_stay_together(self) -> None:
-        self.install("full", "shared/__init__.py", "full.py")
-        self.install("skinny", "shared/__init__.py", "LICENSE")
-        self.install("other", "other.py", "LICENSE")
-        for name in ("tool", "twin"):
-            self.install(name, f"{name}.py", "../../bin/run", source="#!/usr/bin/python\n")
-        expected = {"full": "used", "twin": "used", "skinny": "required", "tool": "required",
-                    "other": "unused"}
-        self.assertEqual(self.judged(*self.of(full=1, twin=1), everyone=True), expected)
-
-    def test_what_cannot_be_judged_is_shown_with_the_true_reason(self) -> None:
-        expected = {"other": "absent"}
-
-        def add(reason: str, name: str, *files: str, **options: Any) -> None:
-            self.install(name, *files, **options)
-            expected[name] = reason
-            self.assertLessEqual(len(reason), 27)  # to be read in 80 columns
-
-        add("unused", "bundles", "b.py", "bundles.libs/libx-1a2b3c4d.so.3", "lib.abi3.so")
-        add("unused", "ends", "ends.py", source="import os\nos.execv('x', [])")
-        add("unused", "module", "module/__main__.py", source="signal.raise_signal(15)")
-        add("unused", "local", "local.py", more={"direct_url.json": "{}"})
-        add("unused", "inner", "inner/x/bin/x.py")
-        add("nothing to import", "meta")
-        add("holds shared libraries", "gpu-runtime", "gv/__init__.py", "gv/lib/librt.so.12")
-        add("holds shared libraries", "winlib", "winlib.py", "winlib/x.dll")
-        add("odd paths in its RECORD", "winwheel", record="winwheel\\__init__.py,,\n")
-        add("odd paths in its RECORD", "split", "s.py", "../lib64/site-packages/s/x.py")
-        add("odd paths in its RECORD", "rooted", record=f"{self.site}/../rooted.py,,\n")
-        add("takes part in every start", "starts", "starts.py", "starts.pth")
-        add("extends Jupyter", "lab", "lab.py", "../../share/jupyter/labextensions/x.json")
-        add("serves Jupyter", "serves", "s2.py", "../../etc/jupyter/jupyter_x.d/x.json")
-        add("a plug-in, others find it", "plug", "plug.py", more=PLUGIN)
-        add("has no RECORD of its files", "bare", "bare.py", record=None)
-        linked = '{"url": "file:///x", "dir_info": {"editable": true}}'
-        add("editable, never counted", "mine", "_mine.py", more={"direct_url.json": linked})
-        add("runs sessions, or installs", "pip", "pip.py")
-        add("to be kept", "kept-one", "kept_one.py")
-        add("its metadata have no name", "nobody", "n.py", more={"METADATA": "Version: 1"})
-        record = '"\0,\n' + "x" * 200000 + '"\n'
-        add("its metadata have no name", "rubbish", more={"METADATA": "\0"}, record=record)
-        add(SILENT, "leaves", "l/r.py", source="from os import execvpe", more=COMMAND)
-        add(SILENT, "binary", "binary.py", "../../bin/fast", source="\x7fELF")
-        python = "#!/usr/bin/python\n"
-        add(SILENT, "command", "command.py", more=COMMAND)
-        add(SILENT, "script", "script.py", "../../bin/script", source=python)
-        add(SILENT, "target", "target.py", "bin/target", source=python)
-        keep = *self.of(other=1), "--keep", "Kept_*"
-        self.assertEqual(self.judged(*keep), expected)
-        # Where every process reports, Python's commands do, but for those that end without.
-        expected |= dict.fromkeys(("command", "script", "target"), "unused") | {"module": SILENT}
-        self.assertEqual(self.judged(*keep, everyone=True), expected)
-
-    def test_extras_of_what_does_not_report_cannot_be_judged(self) -> None:
-        extras = 'renamer; extra == "all"', "langserver[all]; extra == 'x'"
-        self.requiring("langserver", *extras, more=COMMAND)
-        self.requiring("renamer", "deep")
-        self.requiring("bigml", 'viewer; extra == "gui"')
-        self.requiring("pip", 'keys; extra == "safe"')
-        self.install_all("deep", "viewer", "keys")
-        expected = {"bigml": "used", "deep": "required", "viewer": "unused", "langserver": SILENT,
-                    "pip": "runs sessions, or installs", "renamer": "optional: langserver",
-                    "keys": "optional: pip"}
-        self.assertEqual(self.judged(*self.of(bigml=1)), expected)
-
-    def test_what_is_loaded_at_start_or_by_configuration_is_not_called_unused(self) -> None:
-        for name in ("drawn", "contents", "kernel", "startup", "remark", "early"):
-            self.install(name, f"{name}_module.py")
-        self.write(self.folder, {
-            "etc/ipython/ipython_config.py": "# such as remark_module\nc.X = 'drawn_module'",
-            "etc/ipython/startup/50-x.py": "import startup_module",
-            "etc/jupyter/jupyter_server_config.py": "c.ServerApp.x = 'contents_module.Manager'",
-            "share/jupyter/kernels/x/kernel.json": '{"argv": ["python", "-m", "kernel_module"]}',
-        })  # fmt: skip
-        early = types.ModuleType("early_module")
-        early.__file__ = str(self.site / "early_module.py")
-        named = ("contents", "drawn", "kernel", "startup")
-        expected = dict.fromkeys(named, "named in Jupyter's settings")
-        expected |= {"early": "loaded at every start", "remark": "unused", "other": "absent"}
-        with mock.patch.dict(sys.modules, early_module=early):
-            self.assertEqual(self.judged(*self.of(other=1)), expected)
-
-    def test_the_rarely_used_are_told_apart_on_request(self) -> None:
-        self.requiring("rare", "rare-need", "unused-need", "base")
-        self.requiring("often", "base")
-        self.requiring("plug", "plug-need", more=PLUGIN)
-        self.install_all("rare-need", "unused-need", "base", "never", "plug-need")
-        counts = {"rare": 4, "rare-need": 2, "often": 5, "base": 1, "plug": 1, "private": 1}
-        metrics = self.of(**counts, **{"plug-need": 1})
-        text = self.printed(*metrics, "--at-most", "4")
-        groups = {title: sorted(re.findall(r"(?m)^ +\d+  (\S+)", group))
-                  for title, group in re.findall(r"(?s)\n\n([A-Z][^(\n]*) \((.*?)(?=\n\n)", text)}
-        self.assertEqual(groups, {
-            "Used": ["base", "often", "plug", "plug-need"],
-            "Rarely used, by at most 4 processes": ["rare", "rare-need", "unused-need"],
-            "Can go": ["never"],
-            "Counted, but not installed here": ["private"],
-        })  # fmt: skip
-        unused = self.printed(*metrics, "--at-most", "4", "--unused").split()
-        self.assertEqual(unused, ["never", "rare", "rare-need", "unused-need"])
-        self.assertEqual(self.printed(*metrics, "--unused"), "never\n")
-        self.assertEqual(self.rows(*metrics, "--at-most", "4"), self.rows(*metrics))
-
-    def test_counts_that_do_not_reach_back_are_no_answer_yet(self) -> None:
-        self.install("alpha", "alpha.py")
-        young = self.of(since=time.time() - 12 * DAY - 5, other=1)
-        said = "No answer yet: the counts reach back 12 of 90 days"
-        hint = f"popcon: {said}; ask for a shorter --window if that is long enough\n"
-        for shape in ([], ["--json"], ["--unused"], ["--unused", "--at-most", "3"]):
-            status, out, err = self.usage(*young, *shape)
-            self.assertEqual((status, "alpha" in out, err), (1, "--unused" not in shape, hint))
-        _, text, _ = self.usage(*young)
-        self.assertEqual(text.splitlines()[-1], said)
-        self.assertRegex(text, r"(?m)^   1  alpha .* No answer yet$")
-        self.assertEqual(self.printed(*young, "--unused", "--window", "12d"), "alpha\n")
-        self.assertIn("12 of 14.5 days", self.usage(*young, "--window", "2w12h")[2])
-
-    def test_the_table_fits_the_terminal_in_ascii(self) -> None:
-        self.install_all("alpha", "beta", "delta-" + "x" * 60)
-        self.install("gamma", "gamma.py", source="#" * 10_000)
-        self.install("plug", "plug.py", more=PLUGIN)
-        self.requiring("user", "need")
-        self.install("need", "need.py", source="#" * 1_300_000)
-        metrics = self.of(alpha=1000, beta=500, private=3, user=1)
-        for columns in ("60", "80", "200", "0"):
-            text = self.printed(*metrics, COLUMNS=columns)
-            self.assertLessEqual(max(map(len, text.splitlines()[:-2])), int(columns) or 80)
-            self.assertLessEqual(max(map(len, re.findall("#+", text))), 40)
-        for line in (r"\Arank  library +size  processes\n\nUsed \(3, 0\.0 MB\)\n",
-                     r"   1  alpha +0\.0 MB      1,000  #{15,}\n   2  beta .* 500  #{8,}\n",
-                     r"Can go .*\n   1  gamma +0\.0 MB\n   2  delta-x.*\n",  # first the largest
-                     r"\n   1  need +1\.3 MB  user\n",
-                     r"\n   1  plug +0\.0 MB  a plug-in, others find it\n",
-                     r"\n2 of 7 libraries can go, 0\.0 MB of 1\.3 MB\.\n"):  # fmt: skip
-            self.assertRegex(text, line)
-
-    def test_it_says_whose_imports_are_known_and_since_when(self) -> None:
-        self.install("alpha", "alpha.py")
-        metrics = self.of(beta=1)
-        for everyone, who in ((False, "No session"), (True, "Nobody")):
-            *_, since, last = self.printed(*metrics, everyone=everyone).splitlines()
-            self.assertRegex(since, r"^Counted since 19(70|69)-\d\d-\d\d \d\d:\d\d UTC[+-]\d{4}\.$")
-            said = f"{who} has imported them since then, and nothing that stays needs them."
-            self.assertEqual(last, said)
-        sampled: Any = {"PYTHON_POPCONTEST_STATSD_SAMPLE_RATE": "0.5"}
-        ended = self.usage(*metrics, "--unused", "--keep", "alpa", "x*", **sampled)
-        told = "popcon: nothing installed is called '{}', which was to be kept\n".format
-        rate = "popcon: a sample of 0.5 of the processes reports: rare uses may be missed\n"
-        self.assertEqual(ended, (0, "alpha\n", told("alpa") + told("x*") + rate))
-
-    def test_counts_below_k_are_veiled(self) -> None:
-        self.install_all("alpha", "beta", "gamma", "never")
-        veiled = *self.of(beta=4, alpha=3, gamma=5, private=1), "--at-least", "5"
-        rows = re.findall(r"(?m)^ +\d+  ([a-z]+) +(0.0 MB|\?) +(\S+)", self.printed(*veiled))
-        expected = [("gamma", "0.0 MB", "5"), ("alpha", "0.0 MB", "<5"), ("beta", "0.0 MB", "<5"),
-                    ("private", "?", "<5")]
-        self.assertEqual(rows, expected)
-        counts = {name: row["processes"] for name, row in self.rows(*veiled).items()}
-        none = dict.fromkeys(("alpha", "beta", "private"))
-        self.assertEqual(counts, none | {"gamma": 5, "never": 0})
-
-    def test_a_file_of_metrics_is_read_as_the_format_has_it(self) -> None:
-        name, now = "python_popcon_library_used", time.time()
-        text = f"""process_start_time_seconds 1e+00
-process_start_time_seconds{{x="y"}} {now - 3600}
-{name}{{library="ruamel.yaml"}} 1
-{name}{{x="a}} b\\"\u2028",library="ruamel-yaml"}} 2 1700000000
-{name}{{library="rare",sublibrary="no"}} 0.3 # {{trace_id="x"}} 7
-{name}_created{{library="no"}} 5
-{name}{{sublibrary="no"}} 5
-{name}{{library="odd"}} NaN
-"""
-        self.write(self.folder, {"saved.txt": text, "other.txt": text.replace(name, "a_b_c")})
-        saved, other = [("--metrics", str(self.folder / f"{n}.txt")) for n in ("saved", "other")]
-        prefix: dict[str, Any] = {"PYTHON_POPCONTEST_STATSD_PREFIX": "a.namespace.x.b-c"}
-        counts = {"rare": 1, "ruamel-yaml": 3}
-        self.assertEqual(self.counts(*saved, "--window", "1h"), counts)
-        self.assertEqual(self.counts(*other, "--window", "60m", **prefix), counts)
-        # Of several exporters in a file the youngest tells since when.
-        self.assertIn("reach back 0 of 90 days", self.usage(*saved)[2])
-        os.utime(saved[1], (now - 3 * DAY,) * 2)
-        self.assertIn("popcon: the file is 3 days old", self.usage(*saved, "--unused")[2])
-
-    def test_odd_clocks_and_closed_streams_are_no_traceback(self) -> None:
-        self.install("alpha", "alpha.py")
-        for since, expected in ((1e300, 1), (-1e300, 0), ("NaN", 1), ("+Inf", 1)):
-            status, _, err = self.usage(*self.of(since=since, x=1))
-            self.assertEqual((status, err.count("\n")), (expected, expected))
-        for stream, out, err in ("stdout", "", f"{ONLY_SESSIONS}\n"), ("stderr", "alpha\n", ""):
-            code = f"import popcon, sys; sys.{stream} = None; sys.exit(popcon.main())"
-            run = self.run_python(code, "-S", arguments=["usage", *self.of(x=1), "--unused"])
-            self.assertEqual((run.returncode, run.stdout, run.stderr), (0, out, err))
-
-    # With a Prometheus of these samples.
-
-    def database(self, **options: Any) -> tuple[Database, tuple[str, ...], list[float]]:
-        """A database, arguments that ask it for the last 100 days, and a time on each of them."""
-        database = Database(**options)
-        arguments = "--prometheus", self.serve(database.answer), "--window", "100d"
-        start = round(time.time()) - 3 - 100 * DAY  # the first is half an hour before
-        return database, arguments, [start - 1800 + n * DAY for n in range(101)]
-
-    def test_counts_are_exact_through_restarts_markers_and_clocks_that_are_set(self) -> None:
-        for is_closed in (False, True):
-            database, arguments, days = self.database(is_closed=is_closed)
-            first = days[:50]
-            second = [first[-1] + 1800, first[-1] + DAY]
-            third = [second[-1] + 1800 + 0.5 * n * DAY for n in range(100)]
-            # Its clock was set twice, and a marker tells when it ended.
-            starts = {when: 5.0 + (n > 9) - 2 * (n > 19) for n, when in enumerate(first)}
-            starts |= {first[-1] + 60: math.nan} | dict.fromkeys(second, second[0] - 9)
-            database.add(starts | dict.fromkeys(third, third[0] - 9))
-            # Once before, and once in each later life.
-            database.add(dict.fromkeys([*first, *second, *third], 1.0), library="again")
-            before = dict.fromkeys(first, 7.0) | {first[-1] + 60: math.nan}
-            database.add(before, library="before")
-            database.add({second[-1]: 1.0, second[-1] + 60: math.nan}, library="once")
-            for labels in ({"namespace": "prod"}, {}, {"library": "not a name"}):
-                database.add({third[-1]: 1.0}, **{"library": "late"} | labels)
-            self.assertEqual(self.counts(*arguments), {"again": 2, "late": 2, "once": 1})
-
-    def test_exporters_of_two_clusters_with_the_same_address_are_told_apart(self) -> None:
-        database, arguments, days = self.database()
-        for cluster, value in (("a", 2.0), ("b", 3.0)):
-            times = [when + 0.1 * value * DAY for when in days[:-1]]
-            same = dict.fromkeys(times, value)
-            database.add(same, cluster=cluster, namespace="mon")
-            database.add(same, library="beta", cluster=cluster, namespace="mon")
-            rises = dict.fromkeys(times, value) | dict.fromkeys(times[1:], value + 4)
-            database.add(rises, library="alpha", cluster=cluster, namespace="prod")
-            database.add(dict.fromkeys(times, 0.0), library="idle", cluster=cluster)
-        self.install("beta", "beta.py")
-        long = '{cluster=~"a|b|' + " " * 2000 + '"}'
-        for match, alpha, beta in [("{}", 13, 5), ("{ }", 13, 5), (' {cluster="a", }', 6, 2),
-                                   (long, 13, 5)]:
-            counts = self.counts(*arguments, "--match", match)
-            self.assertEqual(counts, {"alpha": alpha, "beta": beta})
-        self.assertEqual({asked[:5] for asked, _ in self.asked if len(asked) > 2000}, {"POST "})
-        self.fails("no count of .* rose", *arguments, "--match", '{x="y"}')
-
-    def test_series_that_end_before_their_exporter_are_no_answer(self) -> None:
-        self.install_all("alpha", "beta")
-        said = "No answer: counters ended before their exporter; give no ttl in its mapping"
-        # From which day, with which count, and with which it came back; what is counted of it.
-        for begin, gone, back, total in (0, 2, 1, 2), (0, 1, 1, 0), (0, 3, 0, 0), (9, 3, 0, 0):
-            with self.subTest(begin=begin, gone=gone, back=back):
-                database, arguments, days = self.database()
-                database.add(dict.fromkeys(days, 5.0))
-                some = dict.fromkeys(days[begin:40], float(gone)) | {days[40]: math.nan}
-                some |= dict.fromkeys(days[60:], float(back)) if back else {}
-                database.add(some, library="alpha", namespace="one")
-                others = dict.fromkeys(days, 1.0) | dict.fromkeys(days[51:], 2.0)
-                for library in ["used", "alpha"] if total else ["used"]:
-                    database.add(others, library=library, namespace="two")
-                ended = self.usage(*arguments, "--unused")
-                self.assertEqual(ended, (1, "", f"popcon: {said}\n"))
-                self.assertEqual(self.usage(*arguments)[1].splitlines()[-1], said)
-                alpha, *_ = json.loads(self.usage(*arguments, "--json")[1])
-                self.assertEqual((alpha["library"], alpha["processes"]), ("alpha", total))
-
-    def test_the_counts_reach_back_as_far_as_exporters_and_popcon_were_there(self) -> None:
-        self.install("alpha", "alpha.py")
-        young, ended = "reach back 12 of 100 days", "reach back 0 of 100 days"
-        # From when till when an exporter was scraped, and since when it had a counter.
-        for begin, end, counted, said in [(0, 101, 0, ""), (88, 101, 88, young),
-                                          (0, 101, 88, young), (0, 91, 0, ended)]:
-            with self.subTest(begin=begin, end=end, counted=counted):
-                database, arguments, days = self.database()
-                database.add(dict.fromkeys(days[begin:end], 5.0))
-                counts = {when: 1.0 + n for n, when in enumerate(days[counted:end])}
-                database.add(counts, library="other")
-                status, out, err = self.usage(*arguments, "--unused")
-                self.assertEqual((status, out), (1, "") if said else (0, "alpha\n"))
-                self.assertIn(said, err)
-
-    def test_where_restarts_are_not_known_too_much_is_counted(self) -> None:
-        self.install("alpha", "alpha.py")
-        database, arguments, days = self.database()
-        database.add(dict.fromkeys(days, 9.0), library="other")
-        rows = self.rows(*arguments)
-        found = {name: (row["status"], row["processes"]) for name, row in rows.items()}
-        self.assertEqual(found, {"alpha": ("unused", 0), "other": ("absent", 9)})
-
-    # With servers that answer oddly, and with wrong arguments.
-
     def serve(self, answer: Callable[[str], tuple[int, dict[str, str], bytes]]) -> str:
-        """The address of a web server that answers so; what it was asked is in self.asked."""
+        """Start a web server that answers so, and return its address.
+
+        What it is asked is in self.asked.
+        """
         asked: list[tuple[str, dict[str, str]]] = []
 
         class Handler(BaseHTTPRequestHandler):
             log_message = mock.Mock()
 
             def do_GET(self) -> None:
-                form = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-                path = f"{self.path}?{form}" if form else self.path  # of a POST
+                length = int(self.headers.get("Content-Length", 0))
+                path = self.path
+                if length:
+                    path += "?" + self.rfile.read(length).decode()
                 asked.append((f"{self.command} {path}", dict(self.headers)))
                 status, headers, body = answer(path)
                 self.send_response(status)
-                for pair in headers.items():
-                    self.send_header(*pair)
+                for name, value in headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -3079,108 +2828,1320 @@ process_start_time_seconds{{x="y"}} {now - 3600}
         self.addCleanup(server.shutdown)
         return f"http://127.0.0.1:{server.server_port}"
 
-    def test_odd_answers_get_one_sentence_and_no_traceback(self) -> None:
-        def series(*labels: Any, **more: Any) -> bytes:
-            return json.dumps({"status": "success", "data": labels} | more).encode()
 
-        def result(*value: Any) -> bytes:
-            return json.dumps({"data": {"result": [{"metric": good, "value": value}]}}).encode()
+class TestUsage(UsageCase):
+    def test_json_tells_of_each_library_what_is_documented(self) -> None:
+        requirements = ("beta", "gone; python_version < '3'", "tester; extra == 'test'")
+        self.requiring("Alpha", *requirements, more=PLUGIN | REQUESTED)
+        self.install("beta", "beta.py", "beta_more/__init__.py", source="pass\n")
+        self.install("tester", "tester.py", "tester_more/__init__.py", source="pass\n")
+        self.install("stubs", "x-stubs/__init__.pyi")
 
-        def check(said: str, status: int, headers: dict[str, str], *bodies: bytes) -> None:
-            """Answer with these to the question for the series, and to others."""
-            url = self.serve(lambda asked: (status, headers, bodies["/series" not in asked]))
-            self.fails(said, "--prometheus", url)
+        def size(name: str) -> int:
+            return sum(path.stat().st_size for path in self.site.glob(f"{name}-*/*"))
 
-        good = {"library": "alpha", "job": "x\33"}
-        page = b"<!DOCTYPE html><title>Log\33[2Jin</title>" * 100
-        moved = {"Location": "https://login.example/\33[2J"}
-        strange, none = "does not answer as Prometheus does, but '", "no count of .* rose in 90 d"
-        cut, chunked = "cannot be read: .*(cut off|Incomplete)", {"Transfer-Encoding": "chunked"}
-        for body in (page, b"", b"[1, 2]", b"[" * 100000, series(5), series(good)[:-2]):
-            check(strange, 200, {}, body)
-        for body in (result(1, []), result(1, None)):
-            check(strange, 200, {}, series(good), body)
-        for odd in ((1, "NaN"), (math.nan, "1"), (1e300, "1"), (1, "Inf")):
-            check(none, 200, {}, series(good), result(*odd))
-        for body in (series(good), series(), series(good, warnings=["PromQL warning: x"])):
-            check(none, 200, {}, body, b'{"data": {"result": []}}')
-        check("not know all: a store is out", 200, {}, series(good, warnings=["a store is out"]))
-        check(r"answers 302 Found https://login.example/ \[2J$", 302, moved, b"")
-        check("answers 400 .* parse error: .*x", 400, {}, b'{"error":"parse error: \\"x\\""}')
-        check("answers 401 Unauthorized$", 401, {}, page)
-        check("answers 503 Service Unavailable$", 503, {}, b"[]")
-        check(cut, 200, {"Content-Length": "9"}, b"{")
-        check(cut, 200, chunked, b"ff\r\n{")
-        check(cut, 503, chunked, b"no size")
+        common = {
+            "version": "1.0",
+            "processes": 0,
+            "required_by": [],
+            "reason": "",
+            "requested": False,
+            "brought_by": [],
+        }
+        alpha = {
+            "status": "used",
+            "processes": 3,
+            "bytes": size("Alpha"),
+            "requested": True,
+        }
+        beta = {
+            "status": "required",
+            "required_by": ["alpha"],
+            "bytes": size("beta") + 10,
+        }
+        private = {"status": "absent", "processes": 2, "version": None, "bytes": None}
+        stubs = {
+            "status": "unknown",
+            "reason": "nothing to import",
+            "bytes": size("stubs"),
+        }
+        tester = {"status": "unused", "bytes": size("tester") + 10}
+        self.count(alpha=3, private=2, gone=0)
+        rows = self.rows()
+        self.assertEqual(rows.pop("alpha"), common | alpha)
+        self.assertEqual(rows.pop("beta"), common | beta)
+        self.assertEqual(rows.pop("private"), common | private)
+        self.assertEqual(rows.pop("stubs"), common | stubs)
+        self.assertEqual(rows.pop("tester"), common | tester)
+        self.assertEqual(rows, {})
+
+    def test_sizes_behind_links_are_those_of_the_files(self) -> None:
+        self.write(self.folder, {"cache/linked.py": "x" * 2_000_000})
+        self.install("linked", record="linked.py,,\nhard.py,,\ngone.py,,\n\0,,\n")
+        os.symlink(self.folder / "cache/linked.py", self.site / "linked.py")
+        os.link(self.folder / "cache/linked.py", self.site / "hard.py")
+        self.count(other=1)
+        self.assertEqual(self.rows()["linked"]["bytes"], 4_000_000)
+
+    def test_the_library_of_selftest_is_never_shown(self) -> None:
+        counts: Any = {"popcon-selftest": 7, "alpha": 1}
+        self.count(**counts)
+        self.assertEqual(self.processes(), {"alpha": 1})
+        counts = {"popcon-selftest": 7}
+        self.count(**counts)
+        self.assert_refused("no count of .* rose")
+
+    # Requirements.
+
+    def test_what_a_library_that_stays_requires_stays(self) -> None:
+        self.requiring(
+            "root", "Mid_Dle[F.ast] (>=1)", "doc; extra == 'doc'", "sub[ a , b ]>1"
+        )
+        self.requiring(
+            "mid.dle", "leaf", 'quick; extra == "F_ast"', "slow; extra=='slow'", "root"
+        )
+        self.requiring(
+            "sub", "one; extra=='a'", "two; (extra == 'b') and os_name != 'x'"
+        )
+        self.requiring("orphan", "only-orphans")
+        self.requiring(
+            "broken", "saved ~~~ rubbish [; \\", "also @ https://x/y ; os_name > '3'"
+        )
+        self.requiring(
+            "old", "tight; (extra == 'x')or(os_name >= '3')", "else; os_name == '-'"
+        )
+        needed = ("also", "else", "leaf", "one", "quick", "saved", "tight", "two")
+        unused = ["doc", "only-orphans", "orphan", "slow"]
+        self.install_all(*needed, "slow", "doc", "only-orphans")
+        self.count(root=1, broken=1, old=1)
+        expected = {"root": "used", "broken": "used", "old": "used"}
+        expected |= dict.fromkeys((*needed, "mid-dle", "sub"), "required")
+        expected |= dict.fromkeys(unused, "unused")
+        self.assertEqual(self.verdicts(), expected)
+        self.assertEqual(self.printed("--unused").split(), unused)
+
+    def test_what_a_source_tree_requires_stays(self) -> None:
+        self.install_all("leaf", "other")
+        metadata = {
+            "PKG-INFO": "Name: Mine\nVersion: 1.0\n",
+            "requires.txt": "leaf\n[x]\nother\n",
+        }
+        self.write(self.own / "mine.egg-info", metadata)
+        self.count(x=1)
+        rows = self.rows(path=[self.own, self.site, self.folder / "none"])
+        self.assertEqual(rows["leaf"]["required_by"], ["mine"])
+        self.assertEqual(rows["other"]["status"], "unused")
+        self.assertNotIn("mine", rows)
+
+    def test_what_an_egg_requires_stays(self) -> None:
+        self.install_all("more", "plain")
+        information = "Name: egg\nRequires-Dist: plain\n"
+        requires = "\n[:python_version >= '3']\nmore\n"
+        metadata = {"PKG-INFO": information, "requires.txt": requires}
+        self.write(self.site / "egg-1.0-py3.egg-info", metadata)
+        self.count(x=1)
+        rows = self.rows()
+        self.assertEqual(rows["more"]["required_by"], ["egg"])
+        self.assertEqual(rows["plain"]["required_by"], ["egg"])
+        self.assertEqual(
+            (rows["egg"]["status"], rows["egg"]["version"]), ("unknown", "1.0")
+        )
+
+    def test_what_a_hidden_copy_requires_stays(self) -> None:
+        self.install_all("new", "old")
+        self.requiring("twice", "new")
+        hidden = self.folder / "hidden"
+        self.requiring("twice", "old", folder=hidden, info="twice-2.dist-info")
+        self.count(twice=1)
+        rows = self.rows(path=[self.site, self.site, hidden])
+        self.assertEqual(rows["new"]["required_by"], ["twice"])
+        self.assertEqual(rows["old"]["required_by"], ["twice"])
+        self.assertEqual(rows["twice"]["version"], "1.0")
+
+    def test_libraries_that_share_a_module_or_a_command_stay_together(self) -> None:
+        self.install("full", "shared/__init__.py", "full.py")
+        self.install("skinny", "shared/__init__.py", "LICENSE")
+        self.install("other", "other.py", "LICENSE")
+        self.install("tool", "tool.py", "../../bin/run", source="#!/usr/bin/python\n")
+        self.install("twin", "twin.py", "../../bin/run", source="#!/usr/bin/python\n")
+        expected = {
+            "full": "used",
+            "other": "unused",
+            "skinny": "required",
+            "tool": "required",
+            "twin": "used",
+        }
+        self.count(full=1, twin=1)
+        self.assertEqual(self.verdicts(everyone=True), expected)
+
+    def test_extras_of_what_does_not_report_cannot_be_judged(self) -> None:
+        own_extra = "langserver[all]; extra == 'x'"
+        self.requiring("langserver", 'renamer; extra == "all"', own_extra, more=COMMAND)
+        self.requiring("renamer", "deep")
+        self.requiring("bigml", 'viewer; extra == "gui"')
+        self.requiring("pip", 'keys; extra == "safe"')
+        self.install_all("deep", "viewer", "keys")
+        expected = {
+            "bigml": "used",
+            "deep": "required",
+            "keys": "optional: pip",
+            "langserver": SILENT,
+            "pip": "runs sessions, or installs",
+            "renamer": "optional: langserver",
+            "viewer": "unused",
+        }
+        self.count(bigml=1)
+        self.assertEqual(self.verdicts(), expected)
+
+    def test_no_other_reason_hides_that_processes_do_not_report(self) -> None:
+        # As python-lsp-server: others plug into it, and it has a command.
+        both = {"entry_points.txt": "[pylsp]\nx = y\n[console_scripts]\nx = y:main\n"}
+        files = ["pylsp/__init__.py"]
+        extra = 'rope; extra == "all"'
+        self.requiring("langserver", extra, files=files, more=both)
+        self.requiring("used_one", 'part; extra == "all"', more=COMMAND)
+        self.install_all("rope", "part")
+        self.count(**{"used-one": 1})
+        expected = {
+            "langserver": "a plug-in, others find it",
+            "part": "optional: used-one",
+            "rope": "optional: langserver",
+            "used-one": "used",
+        }
+        self.assertEqual(self.verdicts(), expected)
+        # Where every process reports, only servers are often killed.
+        expected["part"] = "unused"
+        self.assertEqual(self.verdicts(everyone=True), expected)
+
+    def test_what_requires_ipykernel_cannot_be_judged_and_what_that_requires_stays(
+        self,
+    ) -> None:
+        self.requiring(
+            "spyder-kernels", "ipykernel>=6", "cloudpickle", "qt; extra == 'gui'"
+        )
+        self.requiring("tested", "ipykernel; extra == 'test'", "lone")
+        self.install_all("cloudpickle", "ipykernel", "lone", "qt")
+        expected = {
+            "cloudpickle": "required",
+            "ipykernel": "required",
+            "lone": "unused",
+            "other": "absent",
+            "qt": "optional: spyder-kernels",
+            "spyder-kernels": "extends ipykernel",
+            "tested": "unused",
+        }
+        self.count(other=1)
+        self.assertEqual(self.verdicts(everyone=True), expected)
+
+    # What cannot be judged.
+
+    def verdict_on(
+        self, name: str, *files: str, everyone: bool = False, **options: Any
+    ) -> str:
+        """Install a library, and return why it cannot be judged, or its status."""
+        self.install(name, *files, **options)
+        self.count(other=1)
+        verdict = self.verdicts(everyone=everyone)[name]
+        self.assertLessEqual(len(verdict), 27)  # to be read in 80 columns
+        return verdict
+
+    def test_what_nothing_speaks_for_is_unused(self) -> None:
+        libraries = ("bundles.libs/libx-1a2b3c4d.so.3", "lib.abi3.so")
+        self.assertEqual(self.verdict_on("bundles", "b.py", *libraries), "unused")
+        local = {"direct_url.json": "{}"}
+        self.assertEqual(self.verdict_on("local", "local.py", more=local), "unused")
+        self.assertEqual(self.verdict_on("inner", "inner/x/bin/x.py"), "unused")
+
+    def test_commands_do_not_report_where_only_sessions_do(self) -> None:
+        python = "#!/usr/bin/python\n"
+        target = self.verdict_on("target", "target.py", "bin/target", source=python)
+        script = self.verdict_on(
+            "script", "script.py", "../../bin/script", source=python
+        )
+        self.assertEqual(self.verdict_on("command", "command.py", more=COMMAND), SILENT)
+        self.assertEqual((script, target), (SILENT, SILENT))
+
+    def test_commands_of_python_report_where_every_process_does(self) -> None:
+        python = "#!/usr/bin/python\n"
+        script = ("script", "script.py", "../../bin/script")
+        self.assertEqual(
+            self.verdict_on(*script, source=python, everyone=True), "unused"
+        )
+        command = self.verdict_on("command", "command.py", more=COMMAND, everyone=True)
+        self.assertEqual(command, "unused")
+        binary = ("binary", "binary.py", "../../bin/fast")
+        self.assertEqual(
+            self.verdict_on(*binary, source="\x7fELF", everyone=True), SILENT
+        )
+
+    def test_a_program_that_ends_without_a_report_cannot_be_judged_however_deep(
+        self,
+    ) -> None:
+        source = "from os import execvpe"  # as poetry does
+        deep = ("deep", "deep/one/two/three/four.py")
+        reason = self.verdict_on(*deep, source=source, more=COMMAND, everyone=True)
+        self.assertEqual(reason, SILENT)
+        module = ("module", "module/__main__.py")
+        source = "signal.raise_signal(15)"
+        self.assertEqual(self.verdict_on(*module, source=source, everyone=True), SILENT)
+        # What is no program, or a test of one, does not count.
+        source = "import os\nos.execv('x', [])"
+        self.assertEqual(
+            self.verdict_on("ends", "ends.py", source=source, everyone=True), "unused"
+        )
+        tested = ("tested", "tested/tests/test_x.py")
+        reason = self.verdict_on(*tested, source=source, more=COMMAND, everyone=True)
+        self.assertEqual(reason, "unused")
+
+    def test_each_way_to_end_a_process_is_known(self) -> None:
+        ways = ["os.execl('x')", "os._exit(0)", "os.abort()", "os.kill(os.getpid(), 9)"]
+        for number, source in enumerate(ways):
+            name = f"program{number}"
+            files = [f"{name}/__main__.py"]
+            reason = self.verdict_on(name, *files, source=source, everyone=True)
+            self.assertEqual(reason, SILENT, source)
+
+    def test_type_stubs_cannot_be_judged(self) -> None:
+        stubs = "holds type stubs"
+        files = ["django-stubs/__init__.pyi", "mypy_django_plugin/main.py"]
+        self.assertEqual(self.verdict_on("django-stubs", *files), stubs)
+        metadata = {"METADATA": "Name: typed\nClassifier: Typing :: Stubs Only\n\n"}
+        self.assertEqual(self.verdict_on("typed", "typed.py", more=metadata), stubs)
+        # A library may bring stubs for a part of itself.
+        files = ["duck/__init__.py", "_duck-stubs/__init__.pyi", "_duck.so"]
+        self.assertEqual(self.verdict_on("duck", *files), "unused")
+
+    def test_bytecode_beside_commands_is_no_odd_path(self) -> None:
+        files = (
+            "jmespath/__init__.py",
+            "../../bin/jp.py",
+            "../../bin/__pycache__/jp.cpython.pyc",
+        )
+        python = "#!/usr/bin/python\n"
+        self.assertEqual(self.verdict_on("jmespath", *files, source=python), SILENT)
+        self.assertEqual(
+            self.verdict_on("again", *files, source=python, everyone=True), "unused"
+        )
+
+    def test_odd_paths_of_modules_cannot_be_judged(self) -> None:
+        odd = "odd paths in its RECORD"
+        self.assertEqual(
+            self.verdict_on("winwheel", record="winwheel\\__init__.py,,\n"), odd
+        )
+        self.assertEqual(
+            self.verdict_on("split", "s.py", "../lib64/site-packages/s/x.py"), odd
+        )
+        record = f"{self.site}/../rooted.py,,\n"
+        self.assertEqual(self.verdict_on("rooted", record=record), odd)
+
+    def test_entry_points_for_oneself_are_no_plug_in(self) -> None:
+        own = {"entry_points.txt": "[rasterio.rio_commands]\nx = y\n"}
+        self.assertEqual(self.verdict_on("rasterio", "rasterio.py", more=own), "unused")
+        own = {
+            "entry_points.txt": "[console_scripts]\nx = y\n[Mark_Down.extensions]\nx = y\n"
+        }
+        verdict = self.verdict_on("mark-down", "markdown.py", more=own, everyone=True)
+        self.assertEqual(verdict, "unused")
+
+    def test_entry_points_for_others_are_a_plug_in(self) -> None:
+        plug_in = "a plug-in, others find it"
+        self.assertEqual(self.verdict_on("plug", "plug.py", more=PLUGIN), plug_in)
+        longer = {"entry_points.txt": "[markdownlint.rules]\nx = y\n"}
+        self.assertEqual(
+            self.verdict_on("markdown", "markdown.py", more=longer), plug_in
+        )
+
+    def test_an_editable_install_says_so(self) -> None:
+        linked = {
+            "direct_url.json": '{"url": "file:///x", "dir_info": {"editable": true}}'
+        }
+        files = ("__editable__.mine.pth", "_mine.py")
+        self.assertEqual(
+            self.verdict_on("mine", *files, more=linked), "editable, never counted"
+        )
+
+    def test_what_takes_part_in_every_start_cannot_be_judged(self) -> None:
+        start = "takes part in every start"
+        self.assertEqual(self.verdict_on("starts", "starts.py", "starts.pth"), start)
+        self.assertEqual(self.verdict_on("custom", "sitecustomize.py"), start)
+        self.assertEqual(
+            self.verdict_on("inside", "inside/x.pth", "inside.py"), "unused"
+        )
+
+    def test_what_extends_jupyter_cannot_be_judged(self) -> None:
+        files = ("lab.py", "../../share/jupyter/labextensions/x.json")
+        self.assertEqual(self.verdict_on("lab", *files), "extends Jupyter")
+        files = ("serves.py", "../../etc/jupyter/jupyter_x.d/x.json")
+        self.assertEqual(self.verdict_on("serves", *files), "serves Jupyter")
+        self.assertEqual(self.verdict_on("pip", "pip.py"), "runs sessions, or installs")
+
+    def test_shared_libraries_cannot_be_judged(self) -> None:
+        shared = "holds shared libraries"
+        files = ("gv/__init__.py", "gv/lib/librt.so.12")
+        self.assertEqual(self.verdict_on("gpu-runtime", *files), shared)
+        self.assertEqual(self.verdict_on("winlib", "winlib.py", "winlib/x.dll"), shared)
+
+    def test_what_lacks_metadata_cannot_be_judged(self) -> None:
+        self.assertEqual(self.verdict_on("meta"), "nothing to import")
+        bare = self.verdict_on("bare", "bare.py", record=None)
+        self.assertEqual(bare, "has no RECORD of its files")
+        nameless = "its metadata have no name"
+        metadata = {"METADATA": "Version: 1"}
+        self.assertEqual(self.verdict_on("nobody", "n.py", more=metadata), nameless)
+        record = '"\0,\n' + "x" * 200000 + '"\n'
+        metadata = {"METADATA": "\0"}
+        self.assertEqual(
+            self.verdict_on("rubbish", more=metadata, record=record), nameless
+        )
+
+    def test_hostile_metadata_do_not_take_for_ever(self) -> None:
+        lines = {"entry_points.txt": "\n" * 1_000_000 + "[x]\n"}
+        self.assertEqual(self.verdict_on("alpha", more=lines), "nothing to import")
+        path = self.metrics_file(beta=1)
+        with path.open("a") as file:
+            file.write(f'{COUNTER}{{x="\n' * 100_000)
+            file.write(f"{COUNTER}{{x\n" * 100_000)
+        self.assertEqual(self.processes(), {"beta": 1})
+
+    def test_what_is_to_be_kept_is_kept(self) -> None:
+        self.install_all("kept_one", "kept_two", "other")
+        self.count(x=1)
+        verdicts = self.verdicts("--keep", "Kept_*")
+        kept = "to be kept"
+        expected = {
+            "kept-one": kept,
+            "kept-two": kept,
+            "other": "unused",
+            "x": "absent",
+        }
+        self.assertEqual(verdicts, expected)
+        outcome = self.usage("--unused", "--keep", "kept-one", "alpa", "z*")
+        self.assertEqual((outcome.status, outcome.out), (0, "kept-two\nother\n"))
+        sentence = "popcon: nothing installed is called '{}', which was to be kept\n"
+        self.assertEqual(outcome.err, sentence.format("alpa") + sentence.format("z*"))
+
+    def test_what_is_loaded_at_start_or_by_configuration_is_not_called_unused(
+        self,
+    ) -> None:
+        for name in ("drawn", "contents", "kernel", "startup", "remark", "early"):
+            self.install(name, f"{name}_module.py")
+        settings = {
+            "etc/ipython/ipython_config.py": "# such as remark_module\nc.X = 'drawn_module'",
+            "etc/ipython/startup/50-x.py": "import startup_module",
+            "etc/jupyter/jupyter_server_config.py": "c.ServerApp.x = 'contents_module.Manager'",
+            "share/jupyter/kernels/x/kernel.json": '{"argv": ["python", "-m", "kernel_module"]}',
+        }
+        self.write(self.folder, settings)
+        with mock.patch.object(sys, "path", [str(self.site)]):
+            # Python lists the folder, as it does where it imports from there.
+            importlib.machinery.PathFinder.find_spec("early_module")
+        early = types.ModuleType("early_module")
+        early.__file__ = str(self.site / "early_module.py")
+        named = ("contents", "drawn", "kernel", "startup")
+        expected = dict.fromkeys(named, "named in Jupyter's settings")
+        expected |= {
+            "early": "loaded at every start",
+            "remark": "unused",
+            "other": "absent",
+        }
+        with mock.patch.dict(sys.modules, early_module=early):
+            self.count(other=1)
+            self.assertEqual(self.verdicts(), expected)
+
+    # What is to be struck from a list of requirements.
+
+    def section(self, title: str, text: str) -> list[str]:
+        """Return the rows of a table below a title, with single spaces."""
+        _, _, after = text.partition(f"\n{title} (")
+        rows = after.partition("\n\n")[0].splitlines()[1:]
+        return [" ".join(row.split()) for row in rows]
+
+    def brought_by(self, **options: Any) -> dict[str, list[str]]:
+        """Return by which names that can go each library was brought."""
+        self.count(other=1)
+        rows = self.rows(**options)
+        return {
+            name: row["brought_by"] for name, row in rows.items() if row["brought_by"]
+        }
+
+    def test_a_name_that_can_go_has_one_row_with_all_that_goes_along(self) -> None:
+        self.requiring("app", "part", "shared")
+        self.requiring("part", "deep")
+        self.requiring("tool", "shared")
+        self.install_all("deep", "lone")
+        self.install("shared", "shared.py", source="#" * 3_000_000)
+        self.install("used", "used.py", source="#" * 3_000_000)
+        self.count(used=1)
+        text = self.printed()
+        *rows, last = self.section("Can go", text)
+        self.assertEqual(last, "(for several of these) 3.0 MB shared")
+        expected = ["app 0.0 MB with deep, part", "lone 0.0 MB", "tool 0.0 MB"]
+        self.assertEqual(sorted(rows), expected)
+        unused = self.printed("--unused").split()
+        self.assertEqual(unused, ["app", "deep", "lone", "part", "shared", "tool"])
+        *_, first, second = text.splitlines()
+        said = (
+            "6 of 7 libraries can go, 3.0 MB of 6.0 MB: strike 3 names from your list"
+        )
+        self.assertEqual(first, f"{said} of requirements.")
+        self.assertRegex(
+            second, "^No session that reported has imported them since 1970-"
+        )
+        brought = {"deep": ["app"], "part": ["app"], "shared": ["app", "tool"]}
+        self.assertEqual(self.brought_by(), brought)
+
+    def test_the_largest_row_comes_first(self) -> None:
+        self.requiring("small", "huge")
+        self.install("huge", "huge.py", source="#" * 3_000_000)
+        self.install("middle", "middle.py", source="#" * 2_000_000)
+        self.install("little", "little.py")
+        self.count(other=1)
+        text = self.printed()
+        rows = self.section("Can go", text)
+        self.assertEqual(
+            rows, ["small 3.0 MB with huge", "middle 2.0 MB", "little 0.0 MB"]
+        )
+
+    def test_what_pip_was_asked_for_has_a_row_of_its_own(self) -> None:
+        self.requiring("app", "part", more=REQUESTED)
+        self.requiring("part", "deep", more=REQUESTED)
+        self.install("deep", "deep.py", more={"INSTALLER": "pip\n"})
+        self.install("extra", "extra.py", more={"INSTALLER": "pip\n"})
+        self.count(other=1)
+        text = self.printed()
+        expected = [
+            "app 0.0 MB",
+            "extra 0.0 MB not asked for: an extra, or left over",
+            "part 0.0 MB",
+            "(for several of these) 0.0 MB deep",
+        ]
+        self.assertEqual(sorted(self.section("Can go", text)), sorted(expected))
+
+    def test_uv_tells_of_nobody_who_was_asked_for(self) -> None:
+        # It leaves REQUESTED beside every library; pip beside those it was asked for.
+        uv = {"INSTALLER": "uv", "REQUESTED": ""}
+        self.requiring("app", "part", more=uv)
+        self.install("part", "part.py", more=uv)
+        self.requiring("other-app", "other-part", more=REQUESTED)
+        self.install("other-part", "other_part.py", more=REQUESTED)
+        self.count(other=1)
+        rows = self.rows()
+        requested = [name for name, row in rows.items() if row["requested"]]
+        self.assertEqual(requested, ["other-app", "other-part"])
+        self.assertEqual(self.brought_by(), {"part": ["app"]})
+        # With one that uv was not asked for, it does tell something.
+        self.install("lone", "lone.py", more={"INSTALLER": "uv"})
+        self.count(other=1)
+        self.assertTrue(self.rows()["part"]["requested"])
+        self.assertEqual(self.brought_by(), {})
+
+    def test_libraries_that_require_each_other_have_a_row(self) -> None:
+        self.requiring("alpha", "beta")
+        self.requiring("beta", "gamma")
+        self.requiring("gamma", "alpha")
+        self.count(other=1)
+        text = self.printed()
+        rows = self.section("Can go", text)
+        self.assertEqual(rows, ["alpha 0.0 MB with beta, gamma"])
+        self.assertEqual(self.brought_by(), {"beta": ["alpha"], "gamma": ["alpha"]})
+
+    def test_what_came_with_a_name_that_can_go_and_stays_says_so(self) -> None:
+        self.requiring("numba", "llvmlite", "six", "shared", "asked")
+        self.requiring("kept", "shared")
+        self.install("llvmlite", "ll.py", "llvm/libllvm.so.1")
+        self.install("asked", "asked.py", "asked/libasked.so.1", more=REQUESTED)
+        self.install_all("shared", "six")
+        self.count(six=4, kept=1)
+        text = self.printed()
+        expected = [
+            "asked 0.0 MB holds shared libraries",
+            "llvmlite 0.0 MB holds shared libraries; only for numba",
+        ]
+        self.assertEqual(self.section("Cannot be judged", text), expected)
+        last = text.splitlines()[-1]
+        self.assertIn("without these names also lacks llvmlite, six: put on", last)
+        rows = self.rows()
+        self.assertEqual(
+            (rows["six"]["status"], rows["six"]["brought_by"]), ("used", ["numba"])
+        )
+        self.assertEqual(
+            (rows["shared"]["status"], rows["shared"]["brought_by"]), ("required", [])
+        )
+
+    # The table.
+
+    def test_the_rarely_used_are_told_apart_on_request(self) -> None:
+        self.requiring("rare", "rare-need", "unused-need", "base")
+        self.requiring("often", "base")
+        self.requiring("plug", "plug-need", more=PLUGIN)
+        self.install_all("rare-need", "unused-need", "base", "never", "plug-need")
+        counts: Any = {"rare": 4, "rare-need": 2, "often": 5, "base": 1, "plug": 1}
+        counts |= {"private": 1, "plug-need": 1}
+        self.count(**counts)
+        text = self.printed("--at-most", "4", "--all")
+        used = [
+            "often 0.0 MB 5",
+            "base 0.0 MB 1",
+            "plug 0.0 MB 1",
+            "plug-need 0.0 MB 1",
+        ]
+        rows = [
+            row.rstrip(" #")
+            for row in self.section("Used, by how many processes", text)
+        ]
+        self.assertEqual(sorted(rows), sorted(used))
+        rows = self.section("Rarely used, by at most 4 processes", text)
+        self.assertEqual(
+            rows, ["rare 0.0 MB 4", "rare-need 0.0 MB 2", "unused-need 0.0 MB 0"]
+        )
+        self.assertEqual(self.section("Can go", text), ["never 0.0 MB"])
+        self.assertIn("\n1 of 8 libraries can go, ", text)
+        rows = self.section("Counted, but not installed here", text)
+        self.assertEqual(rows, ["private 1"])
+        unused = self.printed("--at-most", "4", "--unused").split()
+        self.assertEqual(unused, ["never", "rare", "rare-need", "unused-need"])
+        self.assertEqual(self.printed("--unused"), "never\n")
+        self.assertEqual(self.rows("--at-most", "4"), self.rows())
+
+    def test_one_process_is_no_processes(self) -> None:
+        self.install("alpha", "alpha.py")
+        self.count(alpha=1)
+        text = self.printed("--at-most", "1")
+        rows = self.section("Rarely used, by at most 1 process", text)
+        self.assertEqual(rows, ["alpha 0.0 MB 1"])
+
+    def test_the_heading_says_what_is_judged_and_since_when(self) -> None:
+        self.install("alpha", "alpha.py", source="#" * 1_200_000)
+        since = 1_700_000_000  # 2023-11-14 22:13:20 UTC
+        self.count(since=since, beta=1)
+        text = self.printed()
+        first, second, *_ = text.splitlines()
+        python = f"Python {sys.version.split()[0]} in {self.folder}"
+        self.assertEqual(first, f"{python}: 1 library, 1.2 MB")
+        self.assertEqual(second, "Window: 90d; counted since 2023-11-14 22:13 UTC")
+
+    def test_sizes_that_are_not_known_are_left_out(self) -> None:
+        self.install("bare", "bare.py", record=None)
+        self.count(other=1)
+        text = self.printed()
+        self.assertRegex(text, f"in {self.folder}: 1 library\n")
+        rows = self.section("Cannot be judged", text)
+        self.assertEqual(rows, ["bare has no RECORD of its files"])
+        self.assertIn("\nCannot be judged (1)\n", text)
+
+    def test_rows_that_ask_for_nothing_are_one_line(self) -> None:
+        counts: Any = {f"used-{number}": number + 1 for number in range(25)}
+        counts |= {f"absent-{number}": 1 for number in range(23)}
+        for number in range(25):
+            self.requiring(f"used-{number}", f"need-{number}")
+            self.install_all(f"need-{number}", f"never-{number}")
+            self.install(f"plug-{number}", f"plug_{number}.py", more=PLUGIN)
+        self.count(**counts)
+        text = self.printed()
+        used = self.section("Used, by how many processes", text)
+        self.assertRegex(used[0], r"^used-24 0\.0 MB 25 #{40}$")
+        self.assertEqual((len(used), used[-1]), (21, "5 more: --all lists them"))
+        self.assertEqual(len(self.section("Can go", text)), 25)
+        unknown = self.section("Cannot be judged", text)
+        self.assertEqual((len(unknown), unknown[-1]), (21, "5 more: --all lists them"))
+        self.assertIn("\nNeeded by others (25, 0.0 MB): --all lists them\n", text)
+        absent = self.section("Counted, but not installed here", text)
+        self.assertEqual((len(absent), absent[-1]), (6, "18 more: --all lists them"))
+        everything = self.printed("--all")
+        self.assertNotIn("--all", everything)
+        needed = self.section("Needed by others", everything)
+        self.assertIn("need-0 0.0 MB used-0", needed)
+        self.assertEqual(len(needed), 25)
+
+    def test_the_table_fits_a_terminal_in_ascii_and_nothing_is_cut_in_a_pipe(
+        self,
+    ) -> None:
+        parts = [f"part-{number}" for number in range(30)]
+        self.requiring("whole", *parts)
+        self.install_all("alpha", "delta-" + "x" * 80, *parts)
+        self.install("plug", "plug.py", more=PLUGIN)
+        self.count(alpha=1000, beta=500)
+        for columns, width in (("60", 60), ("80", 80), ("200", 200), ("20", 60)):
+            text = self.printed(environ={"COLUMNS": columns}, terminal=True)
+            self.assertTrue(text.isascii())
+            heading, *lines = text.splitlines()
+            self.assertLessEqual(max(map(len, lines)), width)
+            self.assertIn("  alpha ", text)
+            self.assertRegex(text, r"with part-0.* and \d+ more\n")
+            self.assertRegex(text, "1,000  #{9,40}\n")
+        text = self.printed(environ={"COLUMNS": "60"})
+        self.assertIn("with " + ", ".join(sorted(parts)) + "\n", text)
+        self.assertIn("delta-" + "x" * 80, text)
+        self.assertIn("#" * 40, text)
+
+    def test_names_that_have_no_room_are_counted(self) -> None:
+        for number in range(20):
+            extra = 'part; extra == "all"'
+            self.requiring(f"command-{number}", extra, more=COMMAND)
+            self.requiring(f"app-{number}", "library")
+        self.install("part", "part.py", source="#" * 3_000_000)
+        self.install("library", "library.py", "x/libx.so.1", source="#" * 2_000_000)
+        self.count(other=1)
+        text = self.printed(terminal=True)
+        first, second, *_ = self.section("Cannot be judged", text)
+        start = "library 4.0 MB holds shared libraries"
+        self.assertEqual(first, f"{start}; only for 20 names")
+        start = "part 3.0 MB optional: command-0, command-1"
+        self.assertEqual(second, f"{start} and 18 more")
+
+    def test_sizes_have_three_digits(self) -> None:
+        sizes = {99_900_000: "99.9 MB", 99_950_000: "100 MB", 999_500_000: "1.0 GB"}
+        for size, expected in sizes.items():
+            library = popcon.Library("alpha")
+            library.size = size
+            self.assertEqual(popcon.size_of([library]), expected)
+
+    def test_it_says_whose_imports_are_known(self) -> None:
+        self.install("alpha", "alpha.py")
+        self.count(beta=1)
+        sentence = "that reported has imported them since 1970-01-01 00:00 UTC, "
+        sentence += "and nothing that stays needs them."
+        last = self.printed().splitlines()[-1]
+        self.assertEqual(last, f"No session {sentence}")
+        last = self.printed(everyone=True).splitlines()[-1]
+        self.assertEqual(last, f"No process {sentence}")
+
+    def test_it_says_so_if_only_sessions_report_and_something_can_go(self) -> None:
+        self.install("alpha", "alpha.py")
+        self.count(beta=1)
+        self.printed()
+        self.assertTrue(self.says_only_sessions)
+        self.printed(everyone=True)
+        self.assertFalse(self.says_only_sessions)
+        self.count(alpha=1)
+        self.printed()
+        self.assertFalse(self.says_only_sessions)
+
+    def test_it_says_where_nothing_can_go(self) -> None:
+        self.install("alpha", "alpha.py")
+        self.count(alpha=1)
+        last = self.printed().splitlines()[-1]
+        self.assertEqual(last, "None of 1 library can go.")
+
+    def test_it_says_what_the_counts_do_not_know(self) -> None:
+        self.install("alpha", "alpha.py")
+        self.count(beta=1)
+        rate = {"PYTHON_POPCONTEST_STATSD_SAMPLE_RATE": "0.5"}
+        outcome = self.usage("--unused", environ=rate)
+        said = "popcon: a sample of 0.5 of the processes reports: rare uses may be missed\n"
+        self.assertEqual(outcome, (0, "alpha\n", said))
+        self.count(ray=1, rq=3)
+        outcome = self.usage("--unused")
+        said = "popcon: what workers of ray, rq import is known only if they call popcon.report()\n"
+        self.assertEqual(outcome, (0, "alpha\n", said))
+
+    def test_it_asks_whether_the_environment_is_the_right_one(self) -> None:
+        self.install_all("alpha", "beta")
+        counts = {f"absent{number}": 1.0 for number in range(183)}
+        self.count(**counts)
+        outcome = self.usage()
+        said = f"popcon: 2 libraries are installed in {self.folder}, and 183 that were "
+        self.assertEqual(
+            outcome.err, said + "counted are not: is it the right environment?\n"
+        )
+        counts = {f"absent{number}": 1.0 for number in range(5)}
+        self.count(**counts)
+        self.printed()
+
+    def test_counts_below_k_are_veiled(self) -> None:
+        self.install_all("alpha", "beta", "gamma", "never")
+        self.count(beta=4, alpha=3, gamma=5, private=1)
+        text = self.printed("--at-least", "5")
+        used = [
+            row.rstrip(" #")
+            for row in self.section("Used, by how many processes", text)
+        ]
+        self.assertEqual(used, ["gamma 0.0 MB 5", "alpha 0.0 MB <5", "beta 0.0 MB <5"])
+        absent = self.section("Counted, but not installed here", text)
+        self.assertEqual(absent, ["private <5"])
+        counts = {}
+        for name, row in self.rows("--at-least", "5").items():
+            counts[name] = row["processes"]
+        hidden = dict.fromkeys(("alpha", "beta", "private"))
+        self.assertEqual(counts, hidden | {"gamma": 5, "never": 0})
+
+    # An exporter's own metrics, and how far they reach back.
+
+    def test_counts_that_do_not_reach_back_are_no_answer_yet(self) -> None:
+        self.install("alpha", "alpha.py")
+        self.count(since=time.time() - 12 * DAY - 5, other=1)
+        doubt = "No answer yet: the counts reach back 12d of 90d; try --window 12d"
+        outcome = self.usage("--unused", "--at-most", "3")
+        self.assertEqual(outcome, (1, "", f"popcon: {doubt}\n"))
+        outcome = self.usage("--json")
+        self.assertEqual((outcome.status, outcome.err), (1, f"popcon: {doubt}\n"))
+        self.assertEqual(json.loads(outcome.out)[0]["reason"], "No answer yet")
+        outcome = self.usage()
+        self.assertEqual((outcome.status, outcome.err), (1, f"popcon: {doubt}\n"))
+        self.assertEqual(outcome.out.splitlines()[-1], doubt)
+        self.assertIn("Cannot be judged (1, 0.0 MB): --all lists them\n", outcome.out)
+        self.assertEqual(self.printed("--unused", "--window", "12d"), "alpha\n")
+
+    def test_a_hundredth_of_the_window_may_lack(self) -> None:
+        self.count(since=time.time() - 99.5 * DAY, other=1)
+        self.assertEqual(self.usage("--window", "100d").status, 0)
+        self.count(since=time.time() - 98.5 * DAY, other=1)
+        self.assertEqual(self.usage("--window", "100d").status, 1)
+
+    def test_durations_are_told_in_the_unit_that_was_given_or_a_smaller_one(
+        self,
+    ) -> None:
+        window = popcon.Window
+        self.assertEqual(window("10m").in_its_unit(299), "4m")
+        self.assertEqual(window("90d").in_its_unit(12.9 * DAY), "12d")
+        self.assertEqual(window("90d").in_its_unit(0.3 * DAY), "7h")
+        self.assertEqual(window("2w12h").in_its_unit(13 * DAY), "312h")
+        self.assertEqual(window("1h").in_its_unit(0.02), "20ms")
+        self.assertEqual(window("1h").in_its_unit(0), "0s")
+        self.assertEqual(window("1y2w1ms").seconds, 379 * DAY + 0.001)
+        self.count(since=time.time() + 60, other=1)
+        outcome = self.usage("--window", "1h")
+        said = "popcon: No answer yet: the counts reach back 0s of 1h\n"
+        self.assertEqual((outcome.status, outcome.err), (1, said))
+
+    def test_a_file_of_metrics_is_read_as_the_format_has_it(self) -> None:
+        now = time.time()
+        lines = [
+            "process_start_time_seconds 1e+00",
+            f'process_start_time_seconds{{x="y"}} {now - 3600}',
+            COUNTER + '{library="ruamel.yaml"} 1',
+            COUNTER + '{x="a} b\\"\u2028",library="ruamel-yaml"} 2 1700000000',
+            COUNTER + '{library="rare",sublibrary="no"} 0.3 # {trace_id="x"} 7',
+            COUNTER + '_created{library="no"} 5',
+            COUNTER + '{sublibrary="no"} 5',
+            COUNTER + '{library="odd"} NaN',
+            COUNTER + '{library="endless"} 1e999',
+            COUNTER + '{namespace="physics",library="numpy"} 12',
+            COUNTER + '{namespace="prod",library="numpy"} 30',
+            COUNTER + '{library="numpy"} 1',
+            "",
+        ]
+        path = self.folder / "saved.txt"
+        path.write_text("\n".join(lines), encoding="utf-8")
+        counts = {"numpy": 43, "rare": 1, "ruamel-yaml": 3}
+        self.assertEqual(
+            self.processes("--metrics", str(path), "--window", "1h"), counts
+        )
+        # Of several exporters in a file the youngest tells since when.
+        self.assertIn("reach back 1h of 90d", self.usage("--metrics", str(path)).err)
+        path.write_text("\n".join(lines).replace(COUNTER, "a_b_c"), encoding="utf-8")
+        prefix = {"PYTHON_POPCONTEST_STATSD_PREFIX": "a.namespace.x.b-c"}
+        found = self.processes(
+            "--metrics", str(path), "--window", "60m", environ=prefix
+        )
+        self.assertEqual(found, counts)
+
+    def test_the_age_of_a_file_is_told(self) -> None:
+        self.count(alpha=1)
+        then = time.time() - 3.5 * DAY
+        os.utime(self.folder / "metrics.txt", (then, then))
+        said = "popcon: the file is 3 days old: later uses are not in it\n"
+        self.assertEqual(self.usage().err, said)
+
+    def test_odd_clocks_are_no_traceback(self) -> None:
+        self.install("alpha", "alpha.py")
+        self.count(since=1e300, x=1)
+        self.assertEqual(self.usage().status, 1)
+        self.count(since=-1e300, x=1)
+        self.assertEqual(self.usage().status, 0)
+        self.count(since="NaN", x=1)
+        self.assert_refused("no exporter's metrics")
+        self.count(since="+Inf", x=1)
+        self.assert_refused("could not convert")
+
+    def test_closed_streams_are_no_traceback(self) -> None:
+        self.install("alpha", "alpha.py")
+        self.count(x=1)
+        arguments = ["usage", *self.source, "--unused"]
+        code = "import popcon, sys; sys.{} = None; sys.exit(popcon.main())"
+        run = self.run_python(code.format("stdout"), "-S", arguments=arguments)
+        self.assertEqual(
+            (run.returncode, run.stdout, run.stderr), (0, "", ONLY_SESSIONS)
+        )
+        run = self.run_python(code.format("stderr"), "-S", arguments=arguments)
+        self.assertEqual((run.returncode, run.stdout, run.stderr), (0, "alpha\n", ""))
 
     def test_sources_that_cannot_be_read_get_one_sentence(self) -> None:
-        nowhere, (_, metrics) = f"http://127.0.0.1:{free_port()}", self.of(alpha=1, beta=1)
-        whole, short = Path(metrics).read_bytes(), self.folder / "part.txt"
-        short.write_bytes(whole[:-1])
-        length = {"Content-Length": str(len(whole))}
-        page = self.serve(lambda asked: (200, {}, b"<!DOCTYPE html>"))
-        cut_off = self.serve(lambda asked: (200, length, whole[:-22]))
-        served = self.serve(lambda asked: (200, {}, whole))
-        for said, *arguments in [
-            ("cannot be read: .*refused$", "--prometheus", nowhere),
-            ("cannot be read: nonnumeric port", "--prometheus", "http://x:y"),
-            ("cannot be read: ", "--prometheus", f"file://{short}#"),
-            ("cannot be read: unknown url type", "--prometheus", "prometheus:9090"),
-            ("cannot be read: Invalid IPv6 URL", "--metrics", "http://[::1"),
-            ("metrics cannot be .*refused$", "--metrics", f"{nowhere}/metrics?token=hunter2"),
-            ("no exporter's metrics, or cut off: '<!DOC", "--metrics", f"{page}/?token=hunter2"),
-            ("No such file", "--metrics", "/no/such/file"),
-            ("is no exporter's metrics", "--metrics", "/"),
-            ("is no .* or cut off", "--metrics", str(short)),
-            ("its answer is cut off", "--metrics", cut_off),
-            (r"no count of a\(b rose in 90 d", "--metrics", metrics, "--metric", "a(b"),
-            ("no count of x rose", "--metrics", f"{served}/?hunter2", "--metric", "x"),
-        ]:
-            self.fails(said, *arguments)
-        wrong: Any = {"PYTHON_POPCONTEST_STATSD_PREFIX": "a b"}
-        self.fails("PYTHON_POPCONTEST_STATSD_PREFIX='a b': must", "--metrics", metrics, **wrong)
+        path = self.metrics_file(alpha=1, beta=1)
+        path.write_bytes(path.read_bytes()[:-1])
+        path = path.rename(self.folder / "counts.prom")
+        cut = r"no exporter's metrics, or cut off: '# HELP[^;]*$"
+        self.assert_refused(cut, "--metrics", str(path))
+        missing = "/no/such: No such file .*; a URL begins"
+        self.assert_refused(missing, "--metrics", "/no/such")
+        self.assert_refused("--metrics /: Is a directory", "--metrics", "/")
+        url = "localhost:9102/metrics"
+        self.assert_refused(f"--metrics {url}: No such", "--metrics", url)
 
-    def test_wrong_usage_gets_one_sentence(self) -> None:
-        metrics, server = self.of(x=1), ("--prometheus", "http://127.0.0.1:9")
-        self.fails("one of the arguments --prometheus --metrics is required", status=2)
-        self.fails("not allowed with argument", *metrics, *server, status=2)
-        self.fails("not allowed with argument", *metrics, "--unused", "--json", status=2)
-        self.fails("invalid int value", *metrics, "--at-least", "few", status=2)
-        for text in ("", "90", "d", "1.5d", "5 d"):
-            self.fails("--window: invalid seconds value", *metrics, "--window", text, status=2)
-        self.fails("--match is for --prometheus", *metrics, "--match", "{a='b'}")
-        said = "must be as in PromQL, .* and not about the library"
-        for text in ("{}x", '{a="b"', "x{}", '{library="numpy"}', '{ library =~ "a.*" }',
-                     "{a='b',library!~`x`}", '{"library"!="x"}', "{'library' = 'x'}"):  # fmt: skip
-            self.fails(said, *server, "--match", text)
-        bad = self.folder / "bad.txt"
-        bad.write_text("hunter2\n")
-        for text in ("hunter2", "X: hunter2\u20ac", "a b: hunter2", "@/no/such/file", f"@{bad}"):
-            self.fails("must be 'Name: value', or @FILE", *server, "--header", text)
+    def test_counters_of_another_name_are_missed(self) -> None:
+        self.count(alpha=1)
+        sentence = r"no count of a\(b rose in 90d: is that its name"
+        self.assert_refused(sentence, "--metric", "a(b")
+
+    def test_web_servers_that_are_no_exporter_get_one_sentence(self) -> None:
+        body = self.metrics_file(alpha=1).read_bytes()
+        length = {"Content-Length": str(len(body))}
+        page = self.serve(lambda asked: (200, {}, b"<!DOCTYPE html>"))
+        hint = "no exporter's metrics.*'<!DOC.*; is /metrics missing"
+        self.assert_refused(hint, "--metrics", f"{page}/?token=hunter2")
+        gone = self.serve(lambda asked: (404, {}, b"gone"))
+        self.assert_refused("answers 404 Not Found$", "--metrics", gone)
+        cut_off = self.serve(lambda asked: (200, length, body[:-22]))
+        self.assert_refused("its answer is cut off", "--metrics", cut_off)
+        whole = self.serve(lambda asked: (200, {}, body))
+        self.assert_refused(
+            "no count of x rose", "--metrics", f"{whole}/?hunter2", "--metric", "x"
+        )
+        nowhere = f"http://127.0.0.1:{free_port()}"
+        refused = "metrics cannot be read: .*refused$"
+        self.assert_refused(refused, "--metrics", f"{nowhere}/metrics?token=hunter2")
+        self.assert_refused("Invalid IPv6 URL|IPv6", "--metrics", "http://[::1")
+
+    def test_an_answer_of_more_than_256_mb_is_refused(self) -> None:
+        body = self.metrics_file(alpha=1).read_bytes()
+        url = self.serve(lambda asked: (200, {}, body))
+        with mock.patch.object(popcon, "ANSWER_LIMIT", len(body)):
+            self.assertEqual(self.processes("--metrics", url), {"alpha": 1})
+        with mock.patch.object(popcon, "ANSWER_LIMIT", len(body) - 1):
+            self.assert_refused("is cut off, or has no end", "--metrics", url)
+
+    # A Prometheus of these samples.
+
+    def database(self) -> tuple[Database, list[float]]:
+        """Let usage read a database, for 100 days; return it, and a time on each day.
+
+        The first is half an hour before the window.
+        """
+        database = Database()
+        url = self.serve(database.answer)
+        self.source = ("--prometheus", url, "--window", "100d")
+        start = self.now - 3 - 100 * DAY
+        days = [start - 1800 + number * DAY for number in range(101)]
+        return database, days
+
+    def test_counts_are_exact_through_restarts_markers_and_clocks_that_are_set(
+        self,
+    ) -> None:
+        for is_closed in (False, True):
+            database, days = self.database()
+            database.is_closed = is_closed
+            first = days[:50]
+            second = [first[-1] + 1800, first[-1] + DAY]
+            third = [second[-1] + 1800 + 0.5 * number * DAY for number in range(100)]
+            starts = dict.fromkeys(first, 5.0)
+            # Its clock was set twice, and a marker tells when it ended.
+            starts |= dict.fromkeys(first[10:20], 6.0)
+            starts |= dict.fromkeys(first[20:], 4.0)
+            starts[first[-1] + 60] = math.nan
+            starts |= dict.fromkeys(second, second[0] - 9)
+            starts |= dict.fromkeys(third, third[0] - 9)
+            starts = {first[0] - 1800: 5.0} | starts
+            database.add_starts(starts)
+            # Once before the window, and once in each later life.
+            database.add_counter("again", dict.fromkeys([*first, *second, *third], 1.0))
+            before = {first[0] - 1800: 6.0} | dict.fromkeys(first, 7.0)
+            before[first[-1] + 60] = math.nan
+            database.add_counter("before", before)
+            database.add_counter("once", {second[-1]: 1.0, second[-1] + 60: math.nan})
+            database.add_counter("late", {third[-1]: 1.0}, namespace="prod")
+            database.add_counter("late", {third[-1]: 1.0})
+            database.add_counter("not a name", {third[-1]: 1.0})
+            self.assertEqual(self.processes(), {"again": 2, "late": 2, "once": 1})
+
+    def test_a_start_that_is_told_much_earlier_is_another_life(self) -> None:
+        database, days = self.database()
+        first, second = days[:50], [when - 3600 for when in days[50:]]
+        starts = dict.fromkeys(first, 5000.0) | dict.fromkeys(second, 5000.0 - 61)
+        database.add_starts(starts)
+        database.add_counter("again", dict.fromkeys([*first, *second], 1.0))
+        self.assertEqual(self.processes(), {"again": 1})
+
+    def test_exporters_of_two_clusters_with_the_same_address_are_told_apart(
+        self,
+    ) -> None:
+        database, days = self.database()
+        for cluster, value in (("a", 2.0), ("b", 3.0)):
+            times = [when + 0.1 * value * DAY for when in days[:-1]]
+            same = dict.fromkeys(times, value)
+            later = same | dict.fromkeys(times[1:], value + 4)
+            database.add_starts(same, cluster=cluster, namespace="mon")
+            database.add_counter("beta", same, cluster=cluster, namespace="mon")
+            database.add_counter("alpha", later, cluster=cluster, namespace="prod")
+            database.add_counter("idle", dict.fromkeys(times, 0.0), cluster=cluster)
+        self.install("beta", "beta.py")
+        both = {"alpha": 13, "beta": 5}
+        self.assertEqual(self.processes(), both)
+        self.assertEqual(self.processes("--match", "{ }"), both)
+        some = self.processes("--match", ' {cluster="a", }')
+        self.assertEqual(some, {"alpha": 6, "beta": 2})
+        sentence = 'no count of .* rose in 100d: does --match {x="y"} fit'
+        self.assert_refused(sentence, "--match", '{x="y"}')
+
+    def test_a_long_query_goes_by_post(self) -> None:
+        database, days = self.database()
+        database.add_starts(dict.fromkeys(days, 5.0))
+        database.add_counter("alpha", dict.fromkeys(days[:-1], 1.0) | {days[-1]: 2.0})
+        match = '{job=~"popcon|' + " " * 2000 + '"}'
+        self.assertEqual(self.processes("--match", match), {"alpha": 1})
+        long = [question for question, _ in self.asked if len(question) > 2000]
+        self.assertTrue(long)
+        for question in long:
+            self.assertRegex(question, "^POST ")
+
+    def test_an_exporter_that_two_servers_scrape_into_one_store_counts_once(
+        self,
+    ) -> None:
+        self.install("alpha", "alpha.py")
+        database, days = self.database()
+        # The second server came in the middle, and the first one was switched off then.
+        for server, times in (
+            ("a", days[:60]),
+            ("b", [when + 7 for when in days[40:]]),
+        ):
+            database.add_starts(dict.fromkeys(times, 5.0), server=server)
+            rising = {
+                when: 3.0 + (when > days[50]) + (when > days[70]) for when in times
+            }
+            database.add_counter("beta", rising, server=server, namespace="prod")
+            database.add_counter("beta", rising, server=server, namespace="test")
+            database.add_counter("alpha", dict.fromkeys(times, 1.0), server=server)
+        self.assertEqual(self.processes(), {"beta": 4})
+        self.assertEqual(self.printed("--unused"), "alpha\n")
+
+    def ended(self, *samples: dict[float, float]) -> bool:
+        """Tell whether usage says that a counter with these samples, alpha's, ended too early."""
+        database, days = self.database()
+        database.add_starts(dict.fromkeys(days, 5.0))
+        (first, *_) = samples
+        database.add_counter("alpha", first, namespace="one")
+        rising = dict.fromkeys(days, 1.0) | dict.fromkeys(days[51:], 2.0)
+        database.add_counter("used", rising)
+        outcome = self.usage("--unused")
+        said = "No answer: counters ended before their exporter; give no ttl in its mapping"
+        if outcome.status == 0:
+            self.assertEqual(outcome.err, "")
+            return False
+        self.assertEqual(outcome, (1, "", f"popcon: {said}\n"))
+        table = self.usage()
+        self.assertEqual(table.out.splitlines()[-1], said)
+        return True
+
+    def test_series_that_end_before_their_exporter_are_no_answer(self) -> None:
+        self.install_all("alpha", "beta")
+        _, days = self.database()
+        gone = {days[40]: math.nan}
+        two = dict.fromkeys(days[:40], 2.0)
+        one = dict.fromkeys(days[:40], 1.0)
+        back = dict.fromkeys(days[60:], 1.0)
+        self.assertTrue(self.ended(two | gone | back))
+        self.assertTrue(self.ended(one | gone | back))
+        self.assertTrue(self.ended(one | gone))
+        self.assertTrue(self.ended(dict.fromkeys(days[9:40], 3.0) | gone))
+        self.assertFalse(self.ended(dict.fromkeys(days, 1.0)))
+
+    def test_a_counter_that_ended_may_have_labels_of_its_own(self) -> None:
+        self.install("alpha", "alpha.py")
+        database, days = self.database()
+        # With honor_labels its namespace is not that of its exporter.
+        database.add_starts(dict.fromkeys(days, 5.0), namespace="monitoring")
+        ended = dict.fromkeys(days[:40], 1.0)
+        database.add_counter("alpha", ended, namespace="prod")
+        rising = dict.fromkeys(days, 1.0) | {days[-1]: 2.0}
+        database.add_counter("used", rising, namespace="prod")
+        self.assertIn("No answer: counters ended", self.usage("--unused").err)
+
+    def test_a_lost_sample_is_no_lost_counter(self) -> None:
+        self.install("alpha", "alpha.py")
+        _, days = self.database()
+        one_is_lost = dict.fromkeys(days, 1.0)
+        del one_is_lost[days[50]]
+        self.assertFalse(self.ended(one_is_lost))
+        del one_is_lost[days[51]]
+        self.assertTrue(self.ended(one_is_lost))
+
+    def test_a_counter_may_begin_within_the_window(self) -> None:
+        self.install("alpha", "alpha.py")
+        database, days = self.database()
+        database.add_starts(dict.fromkeys(days, 5.0))
+        database.add_counter("used", dict.fromkeys(days, 1.0), namespace="one")
+        database.add_counter("used", dict.fromkeys(days[60:], 1.0), namespace="two")
+        self.assertEqual(self.printed("--unused", "--at-most", "1"), "alpha\n")
+
+    def test_after_a_counter_came_back_its_value_counts(self) -> None:
+        database, days = self.database()
+        database.add_starts(dict.fromkeys(days, 5.0))
+        samples = dict.fromkeys(days[:40], 2.0) | dict.fromkeys(days[60:], 1.0)
+        database.add_counter("alpha", samples)
+        rows = json.loads(self.usage("--json").out)
+        self.assertEqual(rows[0]["processes"], 1)
+
+    def test_a_counter_of_which_some_is_used_may_end(self) -> None:
+        self.install("alpha", "alpha.py")
+        database, days = self.database()
+        database.add_starts(dict.fromkeys(days, 5.0))
+        rising = dict.fromkeys(days, 1.0) | dict.fromkeys(days[51:], 2.0)
+        database.add_counter("used", rising, namespace="two")
+        database.add_counter("used", dict.fromkeys(days[:40], 1.0), namespace="one")
+        database.add_counter("not a name", dict.fromkeys(days[:40], 1.0))
+        self.assertEqual(self.printed("--unused"), "alpha\n")
+        self.assertEqual(self.usage("--at-most", "1").status, 1)
+
+    def reach(self, begin: int, end: int, counted: int) -> str:
+        """Return what usage says of an exporter that was scraped from a day to another.
+
+        counted: the day from which on it had a counter
+        """
+        self.install("alpha", "alpha.py")
+        database, days = self.database()
+        database.add_starts(dict.fromkeys(days[begin:end], 5.0))
+        rising = {when: 1.0 + number for number, when in enumerate(days[counted:end])}
+        database.add_counter("other", rising)
+        outcome = self.usage("--unused")
+        if outcome.status == 0:
+            self.assertEqual((outcome.out, outcome.err), ("alpha\n", ""))
+        else:
+            self.assertEqual((outcome.status, outcome.out), (1, ""))
+        return outcome.err
+
+    def test_the_counts_reach_back_as_far_as_exporters_and_popcon_were_there(
+        self,
+    ) -> None:
+        self.assertEqual(self.reach(begin=0, end=101, counted=0), "")
+        self.assertEqual(self.reach(begin=0, end=101, counted=1), "")
+        young = "reach back 12d of 100d; try --window 12d\n"
+        self.assertIn(young, self.reach(begin=88, end=101, counted=88))
+        self.assertIn(young, self.reach(begin=0, end=101, counted=88))
+        self.assertIn("reach back 0s of 100d\n", self.reach(begin=0, end=91, counted=0))
+
+    def test_an_outage_of_a_tenth_of_a_short_window_is_no_answer(self) -> None:
+        self.install("alpha", "alpha.py")
+        database, _ = self.database()
+        end = time.time()
+        times = [
+            end - 4000 + 60 * number for number in range(40)
+        ]  # up to 27 minutes ago
+        database.add_starts(dict.fromkeys(times, 5.0))
+        rising = {when: 1.0 + number for number, when in enumerate(times)}
+        database.add_counter("other", rising)
+        outcome = self.usage("--window", "1h")
+        self.assertEqual(outcome.status, 1)
+        self.assertIn("reach back 0s of 1h\n", outcome.err)
+
+    def test_an_outage_of_two_hours_in_a_long_window_is_forgiven(self) -> None:
+        self.install("alpha", "alpha.py")
+        database, _ = self.database()
+        end = time.time() - 1.5 * 3600
+        times = [end - 3600 * number for number in range(100, -1, -1)]
+        database.add_starts(dict.fromkeys(times, 5.0))
+        rising = {when: 1.0 + number for number, when in enumerate(times)}
+        database.add_counter("other", rising)
+        self.assertEqual(self.printed("--window", "3d", "--unused"), "alpha\n")
+
+    def test_where_restarts_are_not_known_too_much_is_counted(self) -> None:
+        self.install("alpha", "alpha.py")
+        database, days = self.database()
+        database.add_counter("other", dict.fromkeys(days, 9.0))
+        database.add_counter("short", dict.fromkeys(days[9:], 2.0))
+        verdicts = self.verdicts()
+        self.assertEqual(
+            verdicts, {"alpha": "unused", "other": "absent", "short": "absent"}
+        )
+        self.assertEqual(self.processes(), {"other": 9, "short": 2})
+
+    # Servers that answer oddly.
+
+    def assert_answer_refused(
+        self,
+        sentence: str,
+        body: bytes,
+        status: int = 200,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        """Prove that such an answer to the first question is refused with a sentence."""
+        url = self.serve(lambda asked: (status, headers or {}, body))
+        self.assert_refused(sentence, "--prometheus", url)
+
+    def test_answers_that_are_not_prometheus_get_one_sentence(self) -> None:
+        strange = (
+            "does not answer as Prometheus does, but '.*an exporter is to be given as"
+        )
+        page = b"<!DOCTYPE html><title>Log\33[2Jin</title>" * 100
+        for body in (
+            page,
+            b"",
+            b"[1, 2]",
+            b"[" * 100000,
+            b'{"data": [5]}',
+            b'{"data": [{',
+        ):
+            self.assert_answer_refused(strange, body)
+
+    def test_odd_samples_get_one_sentence(self) -> None:
+        def answer_with(value: list[Any]) -> str:
+            """Start a server that knows one counter, and has this value for it."""
+            labels = {"library": "alpha", "job": "x\33"}
+            series = json.dumps({"data": [labels]}).encode()
+            result = [{"metric": labels, "value": value}]
+            samples = json.dumps({"data": {"result": result}}).encode()
+            return self.serve(
+                lambda asked: (200, {}, series if "/series" in asked else samples)
+            )
+
+        strange = "does not answer as Prometheus does"
+        self.assert_refused(strange, "--prometheus", answer_with([1, []]))
+        self.assert_refused(strange, "--prometheus", answer_with([1, None]))
+        for value in ([1, "NaN"], [math.nan, "1"], [1e300, "1"], [1, "Inf"]):
+            self.assert_refused(
+                "no count of .* rose in 90d", "--prometheus", answer_with(value)
+            )
+
+    def test_what_a_server_does_not_know_is_told(self) -> None:
+        none = "no count of .* rose in 90d: is that its name"
+        self.assert_answer_refused(none, b'{"data": []}')
+        self.assert_answer_refused(
+            none, b'{"data": [], "warnings": ["PromQL warning: x"]}'
+        )
+        lost = b'{"data": [], "warnings": ["a store is out"]}'
+        self.assert_answer_refused("does not know all: a store is out", lost)
+
+    def test_what_a_server_says_is_wrong_is_told_without_its_json(self) -> None:
+        wrong = '{"error":"parse error: \\"\u00e4\\""}'.encode()
+        self.assert_answer_refused('answers 400 .*: parse error: "\u00e4"$', wrong, 400)
+        self.assert_answer_refused("answers 401 Unauthorized$", b"<html>", 401)
+        self.assert_answer_refused("answers 503 Service Unavailable$", b"[]", 503)
+        location = "https://login.example/\33[2J"
+        moved = r"answers 302 Found: https://login.example/ \[2J$"
+        self.assert_answer_refused(moved, b"", 302, {"Location": location})
+        self.assert_answer_refused(moved, b"", 302, {"Location": location + "?hunter2"})
+        exporter = "answers 404 Not Found: an exporter is to be given as --metrics URL$"
+        self.assert_answer_refused(exporter, b"404", 404)
+
+    def test_answers_that_are_cut_off_get_one_sentence(self) -> None:
+        length = {"Content-Length": "9"}
+        chunked = {"Transfer-Encoding": "chunked"}
+        self.assert_answer_refused("cannot be read: .*cut off", b"{", headers=length)
+        cut = "cannot be read: .*(cut off|Incomplete)"
+        self.assert_answer_refused(cut, b"ff\r\n{", headers=chunked)
+        self.assert_answer_refused("cannot be read: ", b"no size", 503, chunked)
 
     def test_a_header_is_sent_and_never_told(self) -> None:
-        self.write(self.folder, {"secret.txt": "Authorization: Bearer hunter2\r\n\nX-Two: b\n"})
-        for secret in ("Authorization: Bearer hunter2", f"@{self.folder / 'secret.txt'}"):
+        lines = "Authorization: Bearer hunter2\r\n\nX-Two: b\n"
+        self.write(self.folder, {"secret.txt": lines})
+        for secret in (
+            "Authorization: Bearer hunter2",
+            f"@{self.folder / 'secret.txt'}",
+        ):
             url = self.serve(lambda asked: (400, {}, b'{"error": "wrong"}'))
-            given = "--header", "X-Scope-OrgID: a", "--header", secret
-            self.fails("answers 400 .*wrong$", "--prometheus", f"{url}/tenant/", *given)
+            given = ("--header", "X-Scope-OrgID: a", "--header", secret)
+            self.assert_refused(
+                "answers 400 .*wrong$", "--prometheus", f"{url}/tenant/", *given
+            )
             ((path, headers),) = self.asked
             self.assertTrue(path.startswith("GET /tenant/api/v1/series?"), path)
             self.assertEqual(headers["Authorization"], "Bearer hunter2")
             self.assertEqual(headers["X-Scope-Orgid"], "a")
 
-    # With real servers, and in a large environment.
+    # Wrong arguments.
 
+    def test_a_source_is_required_and_only_one(self) -> None:
+        self.assert_refused("one of the arguments --prometheus --metrics is required")
+        self.count(x=1)
+        self.assert_refused("not allowed with argument", "--prometheus", "http://x")
+        self.assert_refused("not allowed with argument", "--unused", "--json")
+
+    def test_wrong_urls_get_one_sentence(self) -> None:
+        for url in (
+            "localhost:9090",
+            "file:///etc/hunter2",
+            "user:hunter2@x:9090",
+            "x",
+        ):
+            self.assert_refused("http:// is missing", "--prometheus", url)
+        password = "a password is given as --header @FILE"
+        self.assert_refused(password, "--prometheus", "http://user:hunter2@x:9090")
+        self.assert_refused(password, "--metrics", "http://x/metrics?token=hunter2 x")
+        self.assert_refused(
+            "cannot be read: nonnumeric port", "--prometheus", "http://x:y"
+        )
+        nowhere = f"http://127.0.0.1:{free_port()}"
+        self.assert_refused("cannot be read: .*refused$", "--prometheus", nowhere)
+
+    def test_wrong_windows_get_one_sentence(self) -> None:
+        self.count(x=1)
+        unit = "--window: '.*' must be a number above 0 with a unit, such as 90d or 12h"
+        for text in (
+            "",
+            "90",
+            "d",
+            "1.5d",
+            "5 d",
+            "0d",
+            "0h0m",
+            "9999999999d",
+            "-1d",
+            "\u0663d",
+        ):
+            self.assert_refused(unit, f"--window={text}")
+
+    def test_wrong_numbers_get_one_sentence(self) -> None:
+        self.count(x=1)
+        for text in ("-1", "few", "1.5", "", "\u00b2"):
+            self.assert_refused("is no whole number from 0 up", f"--at-most={text}")
+            self.assert_refused("is no whole number from 0 up", f"--at-least={text}")
+
+    def test_a_match_that_cannot_be_taken_gets_one_sentence(self) -> None:
+        match = "{a='b'}"
+        self.count(x=1)
+        self.assert_refused("--match is for --prom", "--match", match)
+        self.source = ("--prometheus", "http://127.0.0.1:9")
+        for match in ("{}x", '{a="b"', "x{}"):
+            self.assert_refused("must be as in PromQL: '{nam", "--match", match)
+        for match in (
+            '{library="numpy"}',
+            '{ library =~ "a.*" }',
+            "{a='b',library!~`x`}",
+            '{"library"!="x"}',
+            "{'library' = 'x'}",
+        ):
+            self.assert_refused("must not be about the library", "--match", match)
+
+    def test_wrong_headers_get_one_sentence(self) -> None:
+        self.source = ("--prometheus", "http://127.0.0.1:9")
+        bad = self.folder / "bad.txt"
+        bad.write_text("hunter2\n")
+        for text in ("hunter2", "X: hunter2\u20ac", "a b: hunter2", f"@{bad}"):
+            self.assert_refused("must be 'Name: value', or @FILE", "--header", text)
+        missing = "--header @/nope: No such file or directory"
+        self.assert_refused(missing, "--header", "@/nope")
+
+    def test_a_wrong_prefix_gets_one_sentence(self) -> None:
+        wrong = {"PYTHON_POPCONTEST_STATSD_PREFIX": "a b"}
+        sentence = "PYTHON_POPCONTEST_STATSD_PREFIX='a b': must"
+        self.count(x=1)
+        self.assert_refused(sentence, environ=wrong)
+
+
+class TestUsageOfRealThings(UsageCase):
     def real_server(self, path: str, *ports: int) -> str:
         """Start a server that scrapes these ports each second, and return its address."""
-        folder, address = self.folder / f"server-{free_port()}", f"127.0.0.1:{free_port()}"
-        jobs = [{"targets": [f"127.0.0.1:{port}" for port in ports]}]
-        scrape = {"job_name": "popcon", "scrape_interval": "1s", "static_configs": jobs}
-        self.write(folder, {"config.yml": json.dumps({"scrape_configs": [scrape]})})  # it is YAML
+        folder = self.folder / f"server-{free_port()}"
+        address = f"127.0.0.1:{free_port()}"
+        targets = [{"targets": [f"127.0.0.1:{port}" for port in ports]}]
+        scrape = {
+            "job_name": "popcon",
+            "scrape_interval": "1s",
+            "static_configs": targets,
+        }
+        self.write(folder, {"config.yml": json.dumps({"scrape_configs": [scrape]})})
         names = ["config.file", "storage.tsdb.path", "web.listen-address"]
         if path == VICTORIAMETRICS:
             names = ["promscrape.config", "storageDataPath", "httpListenAddr"]
-        values = folder / "config.yml", folder / "data", address
+        values = [folder / "config.yml", folder / "data", address]
         self.start(path, *(f"--{name}={value}" for name, value in zip(names, values)))
         return f"http://{address}"
 
@@ -3189,79 +4150,112 @@ process_start_time_seconds{{x="y"}} {now - 3600}
         begin = time.time()
         query = f"count(timestamp(up) > {begin + 1} and up == 1) == 2"
         for url in urls:
-            found: object = None
-            options = types.SimpleNamespace(prometheus=url, header=[])
+            asked = f"{url}/api/v1/query?" + urllib.parse.urlencode(
+                {"query": query, "nocache": 1}
+            )
+            found = False
             while not found:
                 self.assertLess(time.time(), begin + 60, f"{url} does not scrape")
                 time.sleep(0.3)
-                with contextlib.suppress(OSError):
-                    found = popcon.ask(options, "query", query=query)
+                with (
+                    contextlib.suppress(OSError),
+                    urllib.request.urlopen(asked) as answer,
+                ):
+                    found = bool(json.load(answer)["data"]["result"])
 
-    @unittest.skipUnless(EXPORTER and SERVERS, "needs POPCON_TEST_STATSD_EXPORTER and servers")
+    def use(self, port: int, *names: str, space: str = "") -> None:
+        """Count libraries as used, perhaps in a namespace."""
+        prefix = "python_popcon.library_used"
+        if space:
+            prefix = f"python_popcon.namespace.{space}.library_used"
+        lines = [popcon.statsd_line(name, prefix) for name in names]
+        popcon.send(lines, "127.0.0.1", port)
+
+    @unittest.skipUnless(
+        EXPORTER and SERVERS, "needs POPCON_TEST_STATSD_EXPORTER and servers"
+    )
     def test_real_servers_give_exact_counts_whatever_restarts(self) -> None:
-        self.install_all("before", "again", "once", "twice", "everywhere", "spaces", "never")
-
-        def use(port: int, *names: str, space: str = "") -> None:
-            prefix = f"python_popcon.{space and f'namespace.{space}.'}library_used"
-            popcon.send([popcon.statsd_line(name, prefix) for name in names], "127.0.0.1", port)
-
+        self.install_all(
+            "before", "again", "once", "twice", "everywhere", "spaces", "never"
+        )
         other, port = self.open(self.exporter())[1].place
         with self.exporter() as (_, metrics):
             first = metrics.place
             urls = [self.real_server(path, first[1], port) for path in SERVERS]
-            use(first[0], "before", "again")
-            use(first[0], "before", space="prod")
+            self.use(first[0], "before", "again")
+            self.use(first[0], "before", space="prod")
+            self.use(other, "before")
             self.wait_for_scrapes(urls)
             start = time.time()
-            time.sleep(2)  # so that a slow machine, which asks a bit later, misses no first scrape
-            use(first[0], "again", "once", "twice", "everywhere")
-            use(other, "everywhere")
-            use(first[0], "spaces", space="prod")
-            use(first[0], "spaces", "spaces", space="test")
+            # The outage that is forgiven is a tenth of the window, and scrapes take time.
+            time.sleep(25)
+            self.use(first[0], "again", "once", "twice", "everywhere")
+            self.use(other, "everywhere")
+            self.use(first[0], "spaces", space="prod")
+            self.use(first[0], "spaces", "spaces", space="test")
             self.wait_for_scrapes(urls)
         self.open(self.exporter(first))
         self.wait_for_scrapes(urls)
-        use(first[0], "twice")
+        self.use(first[0], "twice")
         self.wait_for_scrapes(urls)
         for url, path in zip(urls, SERVERS):
             with self.subTest(server=path):
                 self.check_server(url, start)
 
     def check_server(self, url: str, start: float) -> None:
-        def since_then(*arguments: str) -> tuple[str, ...]:
-            window = f"{(time.time() - start) * 1000:.0f}ms"
-            return "--prometheus", url, "--window", window, *arguments
-
+        """Prove that a server gives the true answers about the time since the start."""
+        window = f"{(time.time() - start) * 1000:.0f}ms"
+        since = ("--prometheus", url, "--window", window)
         expected = {"again": 1, "once": 1, "twice": 2, "everywhere": 2, "spaces": 3}
-        self.assertEqual(self.counts(*since_then()), expected)
-        some = self.counts(*since_then("--match", '{namespace="prod"}'))
-        self.assertEqual(some, {"spaces": 1})
-        self.assertEqual(self.printed(*since_then("--unused")), "before\nnever\n")
-        # All there is, for people who ask for more than that.
-        self.fails("reach back 0 of 90 days", "--prometheus", url, "--unused")
-        self.fails("no count of .* rose", *since_then("--match", '{x="y"}'))
-        self.fails("answers (400|422) .*:", *since_then("--match", '{x=~"("}'))
+        self.assertEqual(self.processes(*since), expected)
+        self.assertEqual(
+            self.processes(*since, "--match", '{namespace="prod"}'), {"spaces": 1}
+        )
+        self.assertEqual(self.printed(*since, "--unused"), "before\nnever\n")
+        outcome = self.usage("--prometheus", url, "--unused")
+        self.assertEqual((outcome.status, outcome.out), (1, ""))
+        self.assertRegex(
+            outcome.err, r"reach back \d+[sm] of 90d; try --window \d+[sm]\n"
+        )
+        nothing = (*since, "--match", '{x="y"}')
+        self.assert_refused("no count of .* rose", *nothing)
+        self.assert_refused("answers (400|422) .*:", *since, "--match", '{x=~"("}')
 
-    @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, the python of a large environment")
+    @unittest.skipUnless(EXPORTER, "needs POPCON_TEST_STATSD_EXPORTER")
+    def test_a_real_exporter_given_as_something_else_gets_one_sentence(self) -> None:
+        port = self.open(self.exporter())[1].place[1]
+        url = f"http://127.0.0.1:{port}"
+        self.assert_refused(
+            "an exporter is to be given as --metrics", "--prometheus", url
+        )
+        self.assert_refused("is /metrics missing at its end", "--metrics", url)
+
+    def run_large(self, code: str, *arguments: str) -> str:
+        """Run code in the large environment, and return what it prints."""
+        ended = self.run_python(
+            code, "-W", "ignore", python=LARGE, arguments=[*arguments]
+        )
+        self.assertEqual(ended.returncode, 0, ended.stderr)
+        self.assertIn(ended.stderr, ("", ONLY_SESSIONS))
+        return ended.stdout
+
+    @unittest.skipUnless(
+        LARGE, "needs POPCON_TEST_LARGE, the python of a large environment"
+    )
     def test_nothing_that_stays_needs_what_can_go_in_a_large_environment(self) -> None:
-        names = ("pandas", "scikit-learn", "matplotlib", "requests", "ruamel-yaml", "spacy")
-        metrics = self.of(**dict.fromkeys((*names, "google-cloud-storage"), 1))
-
-        def run(code: str, *arguments: str) -> str:
-            ended = self.run_python(code, "-W", "ignore", python=LARGE, arguments=[*arguments])
-            self.assertEqual(ended.returncode, 0, ended.stderr)
-            self.assertIn(ended.stderr, ("", f"{ONLY_SESSIONS}\n"))
-            return ended.stdout
-
+        names = ("pandas", "scikit-learn", "matplotlib", "requests", "spacy")
+        counts: Any = dict.fromkeys(names, 1)
+        self.count(**counts)
         lists = []
         for before in ("pass", "popcon.setup_reporter()"):
             code = f"import popcon; {before}; popcon.main()"
-            rows = json.loads(run(code, "usage", *metrics, "--json"))
+            rows = json.loads(self.run_large(code, "usage", *self.source, "--json"))
             self.assertGreater(len(rows), 500)
             lists.append([row["library"] for row in rows if row["status"] == "unused"])
         self.assertGreater(len(lists[0]), 20)
-        self.assertLess(set(lists[0]), set(lists[1]))  # where all report, commands can be judged
-        run(STAYS, json.dumps(lists))
+        # Where all report, commands can be judged.
+        self.assertLess(set(lists[0]), set(lists[1]))
+        self.run_large(STAYS, json.dumps(lists))
 
 
 class TestReadme(Case):
