@@ -1086,47 +1086,32 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     Findings = Iterator[tuple[str, str, str]]
-    Samples = list[tuple[float, float]]  # of a counter: when, and its value
+    Counters = dict[str, list[tuple[float, float]]]  # when each had which value
 
 SELFTEST = "popcon-selftest"  # a library that is made up; usage does not show it
 
 
 def add_selftest_options(parser: "argparse.ArgumentParser") -> None:
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--prometheus",
-        default="",
-        metavar="URL",
-        help="Send one count, and wait until this Prometheus knows it: "
-        "three scrape intervals, or three minutes.",
-    )
-    source.add_argument(
-        "--metrics",
-        default="",
-        metavar="FILE_OR_URL",
-        help="Send one count, and wait up to 30 seconds until it is in the metrics of "
-        "statsd_exporter, or in the file of collect.",
-    )
-    parser.add_argument(
-        "--header",
-        action="append",
-        default=[],
-        help="Send this 'Name: value', or such lines in @FILE, to a guarded server.",
-    )
+    server = parser.add_mutually_exclusive_group()
+    text = "Send one count, and wait until Prometheus knows it, three minutes or scrapes."
+    server.add_argument("--prometheus", default="", metavar="URL", help=text)
+    text = "Send one count, and wait 30 s for it in a file, or in an exporter's metrics."
+    server.add_argument("--metrics", default="", metavar="FILE_OR_URL", help=text)
+    text = "Send 'Name: value', or such lines in @FILE, to a guarded server."
+    parser.add_argument("--header", action="append", default=[], help=text)
 
 
 def selftest(options: "argparse.Namespace") -> int:
     """Show whether reporting works here, and what is in force. Return 1 for errors."""
-    checks = (
+    status = 0
+    for check in (
         check_files,
         check_processes,
         check_settings,
         check_names,
         check_server,
         check_chain,
-    )
-    status = 0
-    for check in checks:
+    ):
         try:
             for state, what, text in check(options):
                 print(f"{state:9}{what:11}{text}", flush=True)
@@ -1155,10 +1140,9 @@ def check_files(_: "argparse.Namespace") -> "Findings":
     else:
         yield "warning", "bytecode", f"no: each start compiles {library} anew"
     for path in places.start_up_files():
-        if b"popularity_contest" in read(path):
-            yield "warning", "left over", f"{path} is of popularity-contest"
-        elif not is_there and not foreign(path):
-            yield "warning", "left over", f"{path} is without popcon.py"
+        if b"popularity_contest" in read(path) or not (is_there or foreign(path)):
+            text = f"{path} is of popularity-contest, or without popcon.py"
+            yield "warning", "left over", text
 
 
 def check_processes(_: "argparse.Namespace") -> "Findings":
@@ -1176,35 +1160,26 @@ def check_processes(_: "argparse.Namespace") -> "Findings":
     if received:
         yield "ok", "processes", "each Python process reports"
     else:
-        yield (
-            "ok",
-            "processes",
-            "scripts and other programs do not report, at most IPython and Jupyter do; "
-            "`install --all-processes` changes that",
-        )
+        text = "no script or program reports; `install --all-processes` changes that"
+        yield "ok", "processes", text
     if PathFinder.find_spec("IPython") is None:
         return
     received, _said = trial("-m", "IPython", "--quick", "-c", use)
     if received:
-        yield "ok", "IPython", "each session reports"
+        yield "ok", "IPython", "each session of IPython and Jupyter reports"
     else:
-        yield "warning", "IPython", "sessions do not report; `install` changes that"
+        yield "warning", "IPython", "no session reports; `install` changes that"
 
 
 def trial(*arguments: str) -> "tuple[bytes, str]":
-    """Run Python beside a throw-away library, with a server of ours.
-
-    Return what it sent, and what it said on stderr, with the reasons if it sent nothing.
-    """
+    """Run Python beside a throw-away library. Return what it sends, and says on stderr."""
     from pathlib import Path
     from socket import AF_INET, SOCK_DGRAM, socket
     from subprocess import DEVNULL, run
     from tempfile import TemporaryDirectory
 
-    with (
-        socket(AF_INET, SOCK_DGRAM) as server,
-        TemporaryDirectory(prefix="popcon-") as folder,
-    ):
+    temporary = TemporaryDirectory(prefix="popcon-")
+    with socket(AF_INET, SOCK_DGRAM) as server, temporary as folder:
         info = Path(folder, "popcon_selftest-1.dist-info")
         info.mkdir()
         Path(info, "METADATA").write_text(f"Name: {SELFTEST}\n", "ascii")
@@ -1217,14 +1192,9 @@ def trial(*arguments: str) -> "tuple[bytes, str]":
         environ["PYTHON_POPCONTEST_DEBUG"] = "1"
         environ["DO_NOT_TRACK"] = "0"
         environ["IPYTHONDIR"] = folder
-        ended = run(
-            [sys.executable, "-B", *arguments],
-            env=environ,
-            cwd=folder,
-            stdin=DEVNULL,
-            capture_output=True,
-            timeout=60,
-        )
+        command = [sys.executable, "-B", *arguments]
+        options: Any = {"env": environ, "cwd": folder, "timeout": 60}
+        ended = run(command, stdin=DEVNULL, capture_output=True, **options)
         server.sendto(b"", server.getsockname())  # so that something comes in any case
         return server.recv(65536), ended.stderr.decode(errors="replace")
 
@@ -1240,6 +1210,8 @@ def cost() -> float:
 
 def check_settings(_: "argparse.Namespace") -> "Findings":
     """Tell what is in force, or what would be right instead."""
+    import re
+
     for name in SETTINGS:
         what = name.rpartition("_")[2].lower()
         try:
@@ -1251,23 +1223,13 @@ def check_settings(_: "argparse.Namespace") -> "Findings":
             yield "ok", what, value
         else:
             yield "warning", what, f"{name} is not set: nothing is sent"
-        if name == PREFIX and not is_in_mapping(value):
-            yield (
-                "warning",
-                "mapping",
-                "README's mapping knows python_popcon.library_used and "
-                "python_popcon.namespace.NAME.library_used, with no dot in NAME",
-            )
+        known = r"python_popcon\.(namespace\.[^.]+\.)?library_used"
+        if name == PREFIX and not re.fullmatch(known, value):
+            text = "README's rules match python_popcon.library_used and "
+            text += "python_popcon.namespace.NAME.library_used, with no dot in NAME"
+            yield "warning", "mapping", text
     if opted_out():
         yield "warning", "opted out", "DO_NOT_TRACK is set: nothing is sent"
-
-
-def is_in_mapping(prefix: str) -> bool:
-    """Tell whether README's mapping makes the usual counter of a prefix."""
-    import re
-
-    known = r"python_popcon\.(namespace\.[^.]+\.)?library_used"
-    return re.fullmatch(known, prefix) is not None
 
 
 def check_names(_: "argparse.Namespace") -> "Findings":
@@ -1296,13 +1258,10 @@ def check_server(_: "argparse.Namespace") -> "Findings":
     except OSError as error:
         text = f"an empty datagram to {host}, port {port}, failed: {error}"
         yield "error", "server", text
-        return
-    yield (
-        "ok",
-        "server",
-        f"{host}, port {port}, did not refuse an empty datagram; "
-        "whether counts arrive there, `selftest --prometheus URL` shows",
-    )
+    else:
+        text = f"{host}, port {port}, does not refuse datagrams; "
+        text += "whether it counts them, `selftest --prometheus URL` shows"
+        yield "ok", "server", text
 
 
 def probe(host: str, port: int) -> None:
@@ -1352,46 +1311,32 @@ def send_one_count() -> None:
 
 
 def await_count(
-    options: "argparse.Namespace", before: "dict[str, Samples]"
+    options: "argparse.Namespace", before: "Counters"
 ) -> "tuple[str, str, str]":
-    """Wait until a counter of popcon-selftest has changed, and return what was found."""
-    source = options.prometheus or options.metrics
+    """Wait until a counter of popcon-selftest changes, and return what was found."""
+    server = options.prometheus or options.metrics
     patience = patience_with(options, before)
     if sys.stderr is not None and sys.stderr.isatty():
-        note(f"waiting until {source} shows one count more, for {patience:.0f} s at most")
+        note(f"waiting for one count more at {server}, up to {patience:.0f} s")
     end = time.monotonic() + patience
     while True:
-        counters = selftest_counters(options)
-        changed = []
-        for counter, samples in counters.items():
-            if counter not in before or before[counter][-1][1] != samples[-1][1]:
-                changed.append(counter)
-        for counter in changed:
-            if has_label(counter):
-                return "ok", "chain", f"one count arrived: {readable(counter, 200)}"
-        if changed or time.monotonic() > end:
-            return "error", "chain", broken_link(source, changed, counters)
+        now = selftest_counters(options)
+        for counter in now:
+            if counter not in before or now[counter][-1][1] != before[counter][-1][1]:
+                text = f"one count arrived, as {readable(counter, 200)}"
+                if has_label(counter):
+                    return "ok", "chain", text
+                text += f": the mapping does not know the prefix {setting(PREFIX)}"
+                return "error", "chain", text
+        if time.monotonic() > end:
+            break
         time.sleep(1)
-
-
-def broken_link(
-    source: str, changed: "Iterable[str]", counters: "Iterable[str]"
-) -> str:
-    """Return in words which link of the chain is broken, as far as that can be told."""
-    for counter in changed:
-        return (
-            f"it arrived as {readable(counter, 200)}: "
-            f"the exporter's mapping does not know the prefix {setting(PREFIX)}"
-        )
-    if any(map(has_label, counters)):
-        return (
-            f"{source} knows the counter, but it did not rise: do datagrams arrive at "
-            f"{setting(HOST)}, port {setting(PORT)}, and is that what is scraped?"
-        )
-    return (
-        f"{source} knows no counter of {SELFTEST}: is the exporter scraped, and do "
-        f"datagrams arrive at {setting(HOST)}, port {setting(PORT)}?"
-    )
+    arrives = f"do datagrams arrive at {setting(HOST)}, port {setting(PORT)}"
+    if any(map(has_label, now)):
+        text = f"{server} knows the counter, but it did not rise: {arrives}?"
+    else:
+        text = f"{server} knows no such counter: is the exporter scraped, {arrives}?"
+    return "error", "chain", text
 
 
 def has_label(counter: str) -> bool:
@@ -1399,9 +1344,7 @@ def has_label(counter: str) -> bool:
     return f'"{SELFTEST}"' in counter
 
 
-def patience_with(
-    options: "argparse.Namespace", counters: "Mapping[str, Samples]"
-) -> float:
+def patience_with(options: "argparse.Namespace", counters: "Counters") -> float:
     """Return for how many seconds to wait: three scrape intervals, if they are known."""
     if options.metrics:
         return 30  # collect writes its file within ten seconds
@@ -1414,8 +1357,8 @@ def patience_with(
     return patience
 
 
-def selftest_counters(options: "argparse.Namespace") -> "dict[str, Samples]":
-    """Return the samples of each counter of popcon-selftest. Raises OSError."""
+def selftest_counters(options: "argparse.Namespace") -> "Counters":
+    """Return the samples of the counters of popcon-selftest. Raises OSError."""
     if options.prometheus:
         counters = selftest_series(options, f'library="{SELFTEST}"')
         counters |= selftest_series(options, '__name__=~".+_popcon_selftest"')
@@ -1423,40 +1366,36 @@ def selftest_counters(options: "argparse.Namespace") -> "dict[str, Samples]":
     if options.metrics.startswith(("http://", "https://")):
         text = fetch(options, options.metrics)
     else:
-        os.stat(options.metrics)
+        os.stat(options.metrics)  # raises OSError if it is not there
         text = text_of(options.metrics)
     counters = {}
     for line in text.split("\n"):
         counter, _, value = line.rpartition(" ")
-        name = counter.partition("{")[0]
-        is_ours = has_label(counter) or name.endswith("_popcon_selftest")
-        if is_ours and not line.startswith("#"):
+        is_its = has_label(counter) or counter.endswith("_popcon_selftest")
+        if is_its and not line.startswith("#"):
             counters[counter] = [(0.0, float(value))]
     return counters
 
 
-def selftest_series(
-    options: "argparse.Namespace", selector: str
-) -> "dict[str, Samples]":
-    """Return the samples that Prometheus has of each series of the last three hours."""
+def selftest_series(options: "argparse.Namespace", selector: str) -> "Counters":
+    """Return what Prometheus knows of some counters in the last three hours."""
     import json
 
     url = options.prometheus.rstrip("/") + "/api/v1/query"
     query = f"{{{selector}}}[3h]"
     # VictoriaMetrics would keep back what it got in the last 30 seconds.
     text = fetch(options, url, query=query, nocache=1, latency_offset="1ms")
-    counters: dict[str, Samples] = {}
+    counters = {}
     try:
         for series in json.loads(text)["data"]["result"]:
             labels = series["metric"]
             name = labels.pop("__name__")
-            pairs = [f'{label}="{value}"' for label, value in sorted(labels.items())]
             samples = []
             for when, value in series["values"]:
                 if value != "NaN":  # which marks where a series ended
                     samples.append((float(when), float(value)))
             if samples:
-                counters[f"{name}{{{','.join(pairs)}}}"] = samples
+                counters[f"{name} {json.dumps(labels)}"] = samples
     except (ValueError, LookupError, TypeError, AttributeError):
         raise OSError(f"{url} does not answer as Prometheus does") from None
     return counters
@@ -1467,14 +1406,10 @@ def selftest_series(
 def add_run_options(parser: "argparse.ArgumentParser") -> None:
     from argparse import REMAINDER, SUPPRESS
 
-    parser.usage = (
-        "python -m popcon run [--explain] (SCRIPT | -m MODULE | -c CODE) [ARGUMENTS ...]"
-    )
-    parser.add_argument(
-        "--explain",
-        action="store_true",
-        help="Say of each module whose it is, or why it does not count.",
-    )
+    program = "(SCRIPT | -m MODULE | -c CODE) [ARGUMENTS ...]"
+    parser.usage = f"python -m popcon run [--explain] {program}"
+    text = "Say of each module whose it is, or why it does not count."
+    parser.add_argument("--explain", action="store_true", help=text)
     for name in ("-m", "-c", "script"):  # and all that follows is the program's
         parser.add_argument(name, nargs=REMAINDER, help=SUPPRESS)
 
@@ -1487,15 +1422,16 @@ def run(options: "argparse.Namespace") -> "NoReturn":
     if not program:
         command_line().error("a program is missing: SCRIPT, -m MODULE or -c CODE")
     what = program[0]
+    source: bytes | str = what
+    file = "<string>"
+    folder = os.getcwd()
     if options.script:
         source = program_source(what)
+        file = os.path.join(folder, what)
         folder = os.path.dirname(os.path.realpath(what))
-    elif options.m:
-        folder = os.getcwd()
-    else:
-        source = what.encode("utf-8", "surrogateescape")
-        folder = ""
+    elif options.c:
         program[0] = "-c"
+        folder = ""
     sys.argv = program
     if not getattr(sys.flags, "safe_path", sys.flags.isolated):
         sys.path[0] = folder
@@ -1507,9 +1443,7 @@ def run(options: "argparse.Namespace") -> "NoReturn":
         if options.m:
             runpy.run_module(what, None, "__main__", alter_sys=True)
         else:
-            file = "<string>"
             if options.script:
-                file = os.path.join(os.getcwd(), what)
                 main_module.__file__ = file
             exec(compile(source, file, "exec"), vars(main_module))
     except KeyboardInterrupt as error:
@@ -1526,9 +1460,8 @@ def program_source(script: str) -> bytes:
     with open(script, "rb") as file:
         source = file.read()
     if script.endswith(".ipynb"):
-        raise OSError(
-            f"{script} is a notebook: run what `jupyter nbconvert --to script` makes of it"
-        )
+        script_of_it = "what `jupyter nbconvert --to script` makes of it"
+        raise OSError(f"{script} is a notebook: run {script_of_it}")
     if script.endswith((".py", ".pyw")):
         return source  # what is wrong in it is shown as Python shows it
     try:
@@ -1608,9 +1541,8 @@ def explanation(new: "Mapping[Any, object]", used: "set[str]") -> "Iterator[str]
 # ---- install, uninstall -------------------------------------------------------------
 
 # By these words each of the files is known to be popcon's, of whatever version.
-MARK = (
-    "# popcon counts which installed libraries are used, and nothing about who uses them.\n"
-)
+MARK = "# popcon counts which installed libraries are used, and nothing about who uses "
+MARK += "them.\n"
 MARKS = (MARK, '"""popcon: which installed libraries do people really use')
 
 # What IPython runs at the start of each session. Only popcon.py in site-packages is
@@ -1619,7 +1551,8 @@ MARKS = (MARK, '"""popcon: which installed libraries do people really use')
 SESSION = """\
 def _popcon():
     import importlib.util, os, site
-    if os.path.dirname(importlib.util.find_spec("popcon").origin) in site.getsitepackages():
+    popcon = importlib.util.find_spec("popcon").origin
+    if os.path.dirname(popcon) in site.getsitepackages():
         __import__("popcon").setup_reporter()
 try:
     _popcon()
@@ -1633,10 +1566,8 @@ MADE = "# install made the folder "  # and where it is, from sys.prefix on
 # one line be silent where popcon.py can't be read, or is a person's own on PYTHONPATH.
 # From Python 3.18 on .start files (PEP 829) are read instead, which are not silent when
 # popcon.py is gone.
-PTH = (
-    'import sys; exec("try: import popcon; popcon.setup_reporter()'
-    '\\nexcept Exception: pass")\n'
-)
+PTH = 'import sys; exec("try: import popcon; popcon.setup_reporter()'
+PTH += '\\nexcept Exception: pass")\n'
 START = "popcon:setup_reporter\n"
 
 
@@ -1733,11 +1664,8 @@ def write_whole(path: str, pieces: "Iterable[bytes]") -> None:
 
 
 def add_install_options(parser: "argparse.ArgumentParser") -> None:
-    parser.add_argument(
-        "--all-processes",
-        action="store_true",
-        help="Let every Python process of it report.",
-    )
+    text = "Let every Python process of it report."
+    parser.add_argument("--all-processes", action="store_true", help=text)
 
 
 def install(options: "argparse.Namespace") -> int:
@@ -1843,44 +1771,37 @@ COUNT_LINE = (
     rb"\.([a-z0-9]+(?:-[a-z0-9]+)*):([0-9]{1,9})\|c(?:\|@([0-9]?\.[0-9]{1,18}|1))?$"
 )
 FILE_HEAD = """\
-# HELP process_start_time_seconds Since when the counts are complete, in seconds since 1970.
+# HELP process_start_time_seconds Since when all were counted, in seconds since 1970.
 # TYPE process_start_time_seconds gauge
 process_start_time_seconds {since:.3f}
-# HELP popcon_collect_last_alive_time_seconds Until when they are, in seconds since 1970.
+# HELP popcon_collect_last_alive_time_seconds Until when they were.
 # TYPE popcon_collect_last_alive_time_seconds gauge
 popcon_collect_last_alive_time_seconds {alive:.3f}
 # HELP python_popcon_library_used How many processes used a library.
 # TYPE python_popcon_library_used counter
 """
 FILE_LINE = (
-    r'(\w+)(?:\{library="([a-z0-9-]+)"(?:,namespace="([A-Za-z0-9_-]+)")?\})? '
-    r"([0-9]+(?:\.[0-9]+)?(?:e\+[0-9]{1,2})?)\n"
+    rb'(\w+)(?:\{library="([a-z0-9-]+)"(?:,namespace="([A-Za-z0-9_-]+)")?\})? '
+    rb"([0-9]+(?:\.[0-9]+)?(?:e\+[0-9]{1,2})?)\n"
 )
 
 
 def add_collect_options(parser: "argparse.ArgumentParser") -> None:
-    parser.add_argument(
-        "file",
-        metavar="FILE",
-        help="Keep the counts in this file, which `usage --metrics FILE` reads.",
-    )
-    parser.add_argument(
-        "--listen",
-        type=address,
-        default=("127.0.0.1", 9125),
-        metavar="ADDRESS:PORT",
-        help="Receive datagrams there. The default is 127.0.0.1:9125, which only this "
-        "machine reaches; with :9125 all machines do.",
-    )
+    text = "Keep the counts in this file, which `usage --metrics FILE` reads."
+    parser.add_argument("file", metavar="FILE", help=text)
+    text = "Receive datagrams there, by default at 127.0.0.1:9125, which only this "
+    text += "machine reaches. All machines reach 0.0.0.0:9125."
+    options: Any = {"type": address, "default": ("127.0.0.1", 9125), "help": text}
+    parser.add_argument("--listen", metavar="ADDRESS:PORT", **options)
 
 
 def address(text: str) -> "tuple[str, int]":
     """Return the host and the port that a text names."""
     from argparse import ArgumentTypeError
 
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ArgumentTypeError("it must be ADDRESS:PORT, such as 127.0.0.1:9125")
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ArgumentTypeError("it must be ADDRESS:PORT, such as 0.0.0.0:9125")
     return host.strip("[]"), int(port)
 
 
@@ -1942,9 +1863,7 @@ def listening(host: str, port: int) -> "socket.socket":
     import socket
 
     try:
-        found = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
-        )
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
         family, kind, _, _, where = found[0]
         udp = socket.socket(family, kind)
         udp.bind(where)
@@ -1960,7 +1879,7 @@ def listening(host: str, port: int) -> "socket.socket":
         size //= 2
     if udp.getsockopt(*buffer) < RECEIVE_BUFFER:
         note(
-            "of hundreds of processes that end at once some will be lost: the system "
+            "where hundreds of processes end at once, some will be lost, for the system "
             f"limits the buffer; as root: sysctl -w net.core.rmem_max={RECEIVE_BUFFER}"
         )
     return udp
@@ -1980,12 +1899,13 @@ class CountFile:
 
         self.path = path
         self.count_line = re.compile(COUNT_LINE)
-        self.numbers: dict[str, float] = {}
+        self.numbers: dict[bytes, float] = {}
         self.since = time.time()
         self.alive = self.since
         self.changed = 0.0
         self.tried = 0.0
-        self.complaint = ""
+        self.failure = ""
+        self.is_full = False
 
     def load(self) -> None:
         """Read the file, if there is one. Raises OSError if collect did not write it."""
@@ -1998,44 +1918,45 @@ class CountFile:
         if not os.path.isfile(self.path):
             raise OSError(f"{self.path} is no file")
         self.since = self.alive = 0.0
-        with open(self.path, encoding="ascii", errors="replace", newline="\n") as file:
+        with open(self.path, "rb") as file:
             while line := file.readline(1000):
-                if not line.startswith("# "):
+                if not line.startswith(b"# "):
                     self.load_line(line)
         if not self.since or not self.alive:
             raise OSError(f"{self.path} was not written by collect: name another file")
 
-    def load_line(self, line: str) -> None:
+    def load_line(self, line: bytes) -> None:
         """Read a line that is no comment."""
         import re
 
         found = re.fullmatch(FILE_LINE, line)
         if found is None:
-            raise OSError(
-                f"{self.path} is damaged, or was not written by collect: "
-                f"{line[:60]!r} is no line of its"
-            )
-        name, library, namespace, number = found.groups()
-        value = float(number)
-        if library:
-            self.numbers[full_name(namespace, library)] = value
-        elif name == "process_start_time_seconds":
-            self.since = value
-        elif name == "popcon_collect_last_alive_time_seconds":
-            self.alive = value
+            what = f"{self.path} is damaged, or was not written by collect"
+            raise OSError(f"{what}: it has a line {line[:60]!r}")
+        metric, library, namespace, number = found.groups()
+        if metric == b"process_start_time_seconds":
+            self.since = float(number)
+        elif metric == b"popcon_collect_last_alive_time_seconds":
+            self.alive = float(number)
+        elif library:
+            self.numbers[full_name(namespace, library)] = float(number)
 
     def add(self, datagram: bytes) -> None:
         """Add what a datagram counts; what is no line of popcon's is left out."""
         for namespace, library, number, rate in self.count_line.findall(datagram):
-            name = full_name(namespace.decode(), library.decode())
+            name = full_name(namespace, library)
             if len(name) > LONGEST_NAME:
                 continue
             if name not in self.numbers and len(self.numbers) >= MOST_NAMES:
                 self.since = time.time()  # what is not complete is no answer
-                self.complain(f"{MOST_NAMES:,} names are enough: new ones are left out")
+                if not self.is_full:
+                    note(f"{MOST_NAMES:,} names are enough: new ones are left out")
+                self.is_full = True
                 continue
-            share = float(rate or 1) or 1.0
-            self.numbers[name] = self.numbers.get(name, 0) + int(number) / share
+            count: float = int(number)
+            if rate:
+                count /= float(rate) or 1
+            self.numbers[name] = self.numbers.get(name, 0) + count
             self.changed = self.changed or time.monotonic()
 
     def is_due(self, is_quiet: bool) -> bool:
@@ -2050,22 +1971,20 @@ class CountFile:
     def save(self) -> None:
         """Write the file; if that fails, say so, and try it again later."""
         self.note_time()
+        failure = ""
         try:
             write_whole(self.path, self.lines())
-            self.changed = 0.0
-            self.complain("")
         except OSError as error:
-            self.changed = time.monotonic()
-            self.complain(f"{error}; the counts stay in memory until it works")
+            failure = str(error)
         self.tried = time.monotonic()
-
-    def complain(self, complaint: str) -> None:
-        """Say what is wrong, once, and that it is right again."""
-        if complaint and complaint != self.complaint:
-            note(complaint)
-        elif self.complaint and not complaint:
+        self.changed = 0.0
+        if failure:
+            self.changed = self.tried
+            if failure != self.failure:
+                note(f"{failure}; the counts stay in memory until it works")
+        elif self.failure:
             note(f"{self.path} is written again")
-        self.complaint = complaint
+        self.failure = failure
 
     def note_time(self) -> None:
         """Begin anew with since when, if nobody listened for long, or the clock was set."""
@@ -2078,7 +1997,7 @@ class CountFile:
     def lines(self) -> "Iterator[bytes]":
         yield FILE_HEAD.format(since=self.since, alive=self.alive).encode()
         for name in sorted(self.numbers):
-            namespace, _, library = name.rpartition(".")
+            namespace, _, library = name.decode().rpartition(".")
             labels = f'library="{library}"'
             if namespace:
                 labels += f',namespace="{namespace}"'
@@ -2086,10 +2005,10 @@ class CountFile:
             yield line.encode()
 
 
-def full_name(namespace: "str | None", library: str) -> str:
+def full_name(namespace: "bytes | None", library: bytes) -> bytes:
     if not namespace:
         return library
-    return f"{namespace}.{library}"
+    return namespace + b"." + library
 
 # Provisional, for the old room of usage alone.
 
@@ -2551,11 +2470,10 @@ def command_line() -> "argparse.ArgumentParser":
 
     parser = Parser(
         prog="python -m popcon",
-        description="Tell which installed libraries people really use, and not who "
-        "uses them.",
-        epilog="Begin with `install`, and set PYTHON_POPCONTEST_STATSD_HOST to the name "
-        "of your statsd server; `collect` is a small one. Then `selftest` shows whether "
-        "it works. COMMAND -h tells more of each.",
+        description="Tell which installed libraries people use, and not who uses them.",
+        epilog=f"Begin with `install`, and set {HOST} to the name of your statsd server, "
+        "for which `collect` will do. Then `selftest` shows whether it works. "
+        "COMMAND -h tells more of each.",
     )
     version = f"popcon {__version__}"
     parser.add_argument("--version", action="version", version=version)
@@ -2568,26 +2486,18 @@ def command_line() -> "argparse.ArgumentParser":
         added.set_defaults(run=command)
         return added
 
-    add_install_options(
-        add(install, "Let each IPython and Jupyter session of this environment report.")
-    )
-    add_selftest_options(
-        add(selftest, "Show whether reporting works here, and what is in force.")
-    )
-    add_run_options(
-        add(run, "Run a program, and say at its end what it would send; nothing is sent.")
-    )
-    add_collect_options(
-        add(collect, "Receive the counts of this machine, and keep them in a file.")
-    )
-    add_usage_options(
-        add(usage, "Tell how much each library is used, and which can go.")
-    )
-    add(
-        uninstall,
-        "Remove what install wrote. After `pip uninstall popcon` any copy of popcon.py "
-        "does it: python popcon.py uninstall.",
-    )
+    text = "Let each IPython and Jupyter session of this environment report."
+    add_install_options(add(install, text))
+    text = "Show whether reporting works here, and what is in force."
+    add_selftest_options(add(selftest, text))
+    text = "Run a program, and say at its end what it would send. Nothing is sent."
+    add_run_options(add(run, text))
+    text = "Receive counts, and keep them in a file that `usage --metrics` reads."
+    add_collect_options(add(collect, text))
+    text = "Tell how much each library is used, and which can go."
+    add_usage_options(add(usage, text))
+    text = "Remove what install wrote. `pip uninstall popcon` leaves that: then any copy "
+    add(uninstall, f"{text}of the file removes it, by `python popcon.py uninstall`.")
     return parser
 
 
