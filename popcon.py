@@ -1239,7 +1239,9 @@ def check_names(_: "argparse.Namespace") -> "Findings":
     known = [*SETTINGS, "PYTHON_POPCONTEST_SIGTERM", "PYTHON_POPCONTEST_DEBUG"]
     for name in sorted(os.environ):
         if "POPCON" in name.upper() and name not in known:
-            (nearest,) = get_close_matches(name.upper(), known, n=1, cutoff=0)
+            end = name.upper().rpartition("_")[2]
+            likely = [one for one in known if one.endswith(end)] or known
+            (nearest,) = get_close_matches(name.upper(), likely, n=1, cutoff=0)
             text = f"{name} is no setting of popcon; do you mean {nearest}?"
             yield "warning", "unknown", text
 
@@ -1761,6 +1763,7 @@ def uninstall(_: "argparse.Namespace") -> int:
 RECEIVE_BUFFER = 4 << 20  # bytes; enough for a thousand processes that end at once
 LONGEST_NAME = 200  # letters, of a library with its namespace
 MOST_NAMES = 100_000
+MOST_WAITING = 100_000  # datagrams that are still counted at the end
 SAVE_AFTER = 9  # seconds after a change
 ALIVE_AFTER = 60  # seconds without a change
 SHORT_GAP = 7200  # seconds without anybody who listens that do no harm
@@ -1827,15 +1830,24 @@ def collect(options: "argparse.Namespace") -> int:
         note(f"counting into {counts.path} what arrives at {host}:{port}")
         udp.settimeout(1)  # second
         while not is_over.is_set():
-            is_quiet = False
-            try:
-                counts.add(udp.recv(65536))
-            except TimeoutError:
-                is_quiet = True
+            is_quiet = not receive(udp, counts)
             if counts.is_due(is_quiet):
                 counts.save()
+        udp.settimeout(0)
+        for _ in range(MOST_WAITING):
+            if not receive(udp, counts):
+                break
         counts.save()
     return 0
+
+
+def receive(udp: "socket.socket", counts: "CountFile") -> bool:
+    """Add what one datagram counts; return False if none has come."""
+    try:
+        counts.add(udp.recv(65536))
+    except (TimeoutError, BlockingIOError):
+        return False
+    return True
 
 
 def locked(path: str) -> "BinaryIO":
@@ -1917,18 +1929,20 @@ class CountFile:
             return
         if not os.path.isfile(self.path):
             raise OSError(f"{self.path} is no file")
+        if os.path.getsize(self.path) == 0:
+            return
         self.since = self.alive = 0.0
         with open(self.path, "rb") as file:
             while line := file.readline(1000):
-                if not line.startswith(b"# "):
-                    self.load_line(line)
+                self.load_line(line)
         if not self.since or not self.alive:
             raise OSError(f"{self.path} was not written by collect: name another file")
 
     def load_line(self, line: bytes) -> None:
-        """Read a line that is no comment."""
         import re
 
+        if line.startswith(b"# ") and line.endswith(b"\n"):
+            return
         found = re.fullmatch(FILE_LINE, line)
         if found is None:
             what = f"{self.path} is damaged, or was not written by collect"
