@@ -1784,8 +1784,9 @@ popcon_collect_last_alive_time_seconds {alive:.3f}
 # TYPE python_popcon_library_used counter
 """
 FILE_LINE = (
-    rb'(\w+)(?:\{library="([a-z0-9-]+)"(?:,namespace="([A-Za-z0-9_-]+)")?\})? '
-    rb"([0-9]+(?:\.[0-9]+)?(?:e\+[0-9]{1,2})?)\n"
+    rb"(process_start_time_seconds|popcon_collect_last_alive_time_seconds|"
+    rb'python_popcon_library_used\{library="([a-z0-9-]+)"'
+    rb'(?:,namespace="([A-Za-z0-9_-]+)")?\}) ([0-9]+(?:\.[0-9]+)?(?:e\+[0-9]{1,2})?)\n'
 )
 
 
@@ -1948,12 +1949,12 @@ class CountFile:
             what = f"{self.path} is damaged, or was not written by collect"
             raise OSError(f"{what}: it has a line {line[:60]!r}")
         metric, library, namespace, number = found.groups()
-        if metric == b"process_start_time_seconds":
-            self.since = float(number)
-        elif metric == b"popcon_collect_last_alive_time_seconds":
-            self.alive = float(number)
-        elif library:
+        if library:
             self.numbers[full_name(namespace, library)] = float(number)
+        elif metric == b"process_start_time_seconds":
+            self.since = float(number)
+        else:
+            self.alive = float(number)
 
     def add(self, datagram: bytes) -> None:
         """Add what a datagram counts; what is no line of popcon's is left out."""
