@@ -1839,6 +1839,8 @@ def collect(options: "argparse.Namespace") -> int:
             if not receive(udp, counts):
                 break
         counts.save()
+    if counts.failure:
+        raise OSError(f"{counts.failure}: the last counts are lost")
     return 0
 
 
@@ -1934,8 +1936,10 @@ class CountFile:
             return
         self.since = self.alive = 0.0
         with open(self.path, "rb") as file:
-            while line := file.readline(1000):
+            line = file.readline(1000)
+            while line:
                 self.load_line(line)
+                line = file.readline(1000)
         if not self.since or not self.alive:
             raise OSError(f"{self.path} was not written by collect: name another file")
 
