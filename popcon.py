@@ -1083,7 +1083,6 @@ def is_set_up() -> bool:
 if TYPE_CHECKING:
     import argparse
     import socket
-    from typing import BinaryIO
 
     Findings = Iterator[tuple[str, str, str]]
     Counters = dict[str, list[tuple[float, float]]]  # when each had which value
@@ -1262,7 +1261,7 @@ def check_server(_: "argparse.Namespace") -> "Findings":
         yield "error", "server", text
     else:
         text = f"{host}, port {port}, does not refuse datagrams; "
-        text += "whether it counts them, `selftest --prometheus URL` shows"
+        text += "whether it counts them, --prometheus or --metrics shows"
         yield "ok", "server", text
 
 
@@ -1645,10 +1644,9 @@ def foreign(path: str) -> str:
 
 def write_whole(path: str, pieces: "Iterable[bytes]") -> None:
     """Write a file that appears whole, or not at all. Raises OSError."""
-    folder = os.path.dirname(path)
     unfinished = f"{path}.{os.getpid()}.unfinished"
     try:
-        os.makedirs(folder, exist_ok=True)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         if os.path.lexists(unfinished):
             os.remove(unfinished)
         with open(unfinished, "xb") as file:  # never through somebody else's link
@@ -1656,13 +1654,18 @@ def write_whole(path: str, pieces: "Iterable[bytes]") -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except PermissionError:
-        raise OSError(f"you may not write in {folder}") from None
     except OSError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror}") from None
+        raise OSError(not_written(path, error)) from None
     finally:
         if os.path.lexists(unfinished):
             os.remove(unfinished)
+
+
+def not_written(path: str, error: OSError) -> str:
+    """Return in a sentence why a file could not be written, or removed."""
+    if isinstance(error, PermissionError):
+        return f"you may not write in {os.path.dirname(path)}"
+    return f"{path} cannot be written: {error.strerror}"
 
 
 def add_install_options(parser: "argparse.ArgumentParser") -> None:
@@ -1739,8 +1742,8 @@ def uninstall(_: "argparse.Namespace") -> int:
     for path in removed:
         try:
             os.remove(path)
-        except PermissionError:
-            raise OSError(f"you may not write in {os.path.dirname(path)}") from None
+        except OSError as error:
+            raise OSError(not_written(path, error)) from None
         print(f"removed {path}")
     for path, reason in kept.items():
         print(f"left {path}: {reason}")
@@ -1771,7 +1774,7 @@ SHORT_GAP = 7200  # seconds without anybody who listens that do no harm
 # A line that README's mapping counts, as statsd_exporter reads it.
 COUNT_LINE = (
     rb"(?m)^python_popcon\.(?:namespace\.([A-Za-z0-9_-]+)\.)?library_used"
-    rb"\.([a-z0-9]+(?:-[a-z0-9]+)*):([0-9]{1,9})\|c(?:\|@([0-9]?\.[0-9]{1,18}|1))?$"
+    rb"\.([a-z0-9]+(?:-[a-z0-9]+)*):([0-9]{1,9})\|c(?:\|@([0-9]{0,9}\.?[0-9]{1,18}))?$"
 )
 FILE_HEAD = """\
 # HELP process_start_time_seconds Since when all were counted, in seconds since 1970.
@@ -1786,7 +1789,7 @@ popcon_collect_last_alive_time_seconds {alive:.3f}
 FILE_LINE = (
     rb"(process_start_time_seconds|popcon_collect_last_alive_time_seconds|"
     rb'python_popcon_library_used\{library="([a-z0-9-]+)"'
-    rb'(?:,namespace="([A-Za-z0-9_-]+)")?\}) ([0-9]+(?:\.[0-9]+)?(?:e\+[0-9]{1,2})?)\n'
+    rb'(?:,namespace="([A-Za-z0-9_-]+)")?\}) ([0-9]+(?:\.[0-9]+)?(?:e[+-][0-9]{2})?)\n'
 )
 
 
@@ -1821,7 +1824,7 @@ def collect(options: "argparse.Namespace") -> int:
         is_over.set()
 
     counts = CountFile(os.path.realpath(options.file))
-    _lock = locked(counts.path)  # as long as the process lives
+    lock(counts.path)
     counts.load()
     host, port = options.listen
     with listening(host, port) as udp:
@@ -1853,24 +1856,20 @@ def receive(udp: "socket.socket", counts: "CountFile") -> bool:
     return True
 
 
-def locked(path: str) -> "BinaryIO":
-    """Lock a file against another collect, by one beside it. Raises OSError."""
-    folder = os.path.dirname(path)
+def lock(path: str) -> None:
+    """Lock a file against other collects while this process lives. Raises OSError."""
     try:
-        lock = open(f"{path}.lock", "ab")  # noqa: SIM115
-    except PermissionError:
-        raise OSError(f"you may not write in {folder}") from None
+        beside = os.open(f"{path}.lock", os.O_WRONLY | os.O_CREAT, 0o644)
     except OSError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror}") from None
+        raise OSError(not_written(path, error)) from None
     try:
         from fcntl import LOCK_EX, LOCK_NB, flock
 
-        flock(lock, LOCK_EX | LOCK_NB)
+        flock(beside, LOCK_EX | LOCK_NB)
     except BlockingIOError:
         raise OSError(f"another collect counts into {path}") from None
     except (ImportError, OSError):
         pass  # Windows has no such locks, and some network file systems
-    return lock
 
 
 def listening(host: str, port: int) -> "socket.socket":
@@ -1966,6 +1965,7 @@ class CountFile:
             name = full_name(namespace, library)
             if len(name) > LONGEST_NAME:
                 continue
+            self.changed = self.changed or time.monotonic()
             if name not in self.numbers and len(self.numbers) >= MOST_NAMES:
                 self.since = time.time()  # what is not complete is no answer
                 if not self.is_full:
@@ -1976,7 +1976,6 @@ class CountFile:
             if rate:
                 count /= float(rate) or 1
             self.numbers[name] = self.numbers.get(name, 0) + count
-            self.changed = self.changed or time.monotonic()
 
     def is_due(self, is_quiet: bool) -> bool:
         """Tell whether the file is to be written: in a quiet moment, if one comes."""

@@ -2312,7 +2312,7 @@ class TestSelftest(Lone):
             self.assertTrue(self.warns_of_mapping(prefix), prefix)
 
     def test_it_says_what_an_empty_datagram_proves_and_what_not(self) -> None:
-        row = "ok +server +localhost, port .* does not refuse .*`selftest --prometheus URL` shows"
+        row = "ok +server +localhost, port .* does not refuse .*--prometheus or --metrics shows"
         with Server() as server:
             settings = server.settings | {"PYTHON_POPCONTEST_STATSD_HOST": "localhost"}
             self.selftest(0, row, **settings)
@@ -3281,6 +3281,9 @@ class TestCollect(Lone):
 
     def test_what_was_saved_is_read_again(self) -> None:
         self.add(f"{PREFIX}alpha:1|c|@0.3", f"{PREFIX}beta:1000000|c|@.0000001")
+        self.add(
+            f"{PREFIX}gamma:1|c|@999999999", f"{PREFIX}delta:999999999|c|@.0000000001"
+        )
         self.add("python_popcon.namespace.A_b-1.library_used.alpha:7|c")
         self.counts.save()
         again = popcon.CountFile(str(self.file))
@@ -3295,7 +3298,7 @@ class TestCollect(Lone):
         self.assertEqual(self.since(), 1e9)
 
     def test_sample_rates_are_scaled(self) -> None:
-        for rate in ("1", "0.1", ".5", "1.0", "0.25"):
+        for rate in ("1", "0.1", ".5", "1.0", "0.25", "00.5", "0.00000000000000001"):
             self.counts.numbers.clear()
             self.add(f"{PREFIX}alpha:1|c|@{rate}")
             self.assertEqual(self.counts.numbers, {b"alpha": 1 / float(rate)})
@@ -3319,7 +3322,8 @@ class TestCollect(Lone):
             "python_popcon.library_used.alpha:nan|c",
             "python_popcon.library_used.alpha:1111111111|c",
             "python_popcon.library_used.alpha:1|g",
-            "python_popcon.library_used.alpha:1|c|@2",
+            "python_popcon.library_used.alpha:1|c|@1.2.3",
+            "python_popcon.library_used.alpha:1|c|@",
             "python_popcon.library_used.alpha:1|c|@nan",
             "python_popcon.library_used.alpha:1|c|#tag:x",
             "python_popcon.library_used.alpha:1|c ",
@@ -3370,6 +3374,7 @@ class TestCollect(Lone):
             self.add(f"{PREFIX}alpha:1|c")
             self.assertEqual(self.counts.since, 1e9)
             self.add(f"{PREFIX}gamma:1|c", f"{PREFIX}delta:1|c", f"{PREFIX}alpha:1|c")
+        self.assertTrue(self.counts.changed)
         self.assertEqual(self.counts.numbers, {b"alpha": 3, b"beta": 1})
         self.assertEqual(self.counts.since, 1e9 + 100)
         self.assertEqual(
