@@ -2527,10 +2527,10 @@ class TestChain(Lone):
         after_a_pause = [*every_minute, (5000.0, 1.0), (5060.0, 1.0)]
         self.assertEqual(popcon.patience_with(asked, {}), 180)
         self.assertEqual(popcon.patience_with(asked, {MAPPED: every_minute[:1]}), 180)
-        self.assertEqual(popcon.patience_with(asked, {UNMAPPED: every_minute}), 180)
         self.assertEqual(popcon.patience_with(asked, {MAPPED: after_a_pause}), 180)
         hourly = [(0.0, 1.0), (3600.0, 1.0)]
         self.assertEqual(popcon.patience_with(asked, {MAPPED: hourly}), 10800)
+        self.assertEqual(popcon.patience_with(asked, {UNMAPPED: hourly}), 180)
         each_second = [(0.0, 1.0), (1.0, 1.0)]
         self.assertEqual(popcon.patience_with(asked, {MAPPED: each_second}), 30)
         asked.metrics = "counts.prom"
@@ -3569,6 +3569,16 @@ class TestCollect(Lone):
         self.assertRegex(ended.stderr, r"\Apopcon: .*\n\Z")
         return ended.stderr
 
+    def test_what_could_not_be_saved_at_the_end_is_told(self) -> None:
+        process, _ = self.running()
+        self.file.unlink()
+        self.file.mkdir()
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 2)
+        why = f"popcon: {self.file} cannot be written: Is a directory"
+        self.assertTrue(said.decode().endswith(f"{why}: the last counts are lost\n"))
+
     def test_the_second_of_two_says_so_and_ends(self) -> None:
         process, port = self.running()
         self.assertIn(f"another collect counts into {self.file}", self.refused())
@@ -3595,6 +3605,8 @@ class TestCollect(Lone):
             good + 'python_popcon_library_used{library="alpha"} nan\n',
             good + 'python_popcon_library_used{library="al"pha"} 1\n',
             good.replace("popcon_collect", "x"),
+            re.sub("(?m)^process_start.*\n", "", good),
+            re.sub("(?m)^popcon_collect.*\n", "", good),
             "\0" * 100,
             "x" * 100_000,
         ):
