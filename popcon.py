@@ -1953,7 +1953,10 @@ class CountFile:
             raise OSError(f"{what}: it has a line {line[:60]!r}")
         metric, library, namespace, number = found.groups()
         if library:
-            self.numbers[full_name(namespace, library)] = float(number)
+            count: float = float(number)
+            if number.isdigit():
+                count = int(number)  # which takes less memory
+            self.numbers[full_name(namespace, library)] = count
         elif metric == b"process_start_time_seconds":
             self.since = float(number)
         else:
