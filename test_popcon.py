@@ -2455,6 +2455,21 @@ class TestChain(Lone):
         self.check_both(UNMAPPED, said=said + "python_popcon.library_used")
         self.check_both(UNMAPPED, MAPPED, UNMAPPED, said=said)
 
+    def test_a_server_that_has_just_begun_finds_both_and_tells_the_right_one(
+        self,
+    ) -> None:
+        servers = FakeServers(self, MAPPED)
+        begin = servers.add_up
+
+        def scrape_first() -> None:
+            begin()
+            if servers.counters:
+                servers.counters = {UNMAPPED: 1, **servers.counters}
+
+        servers.add_up = scrape_first  # type: ignore[method-assign]
+        row = self.check(servers.statsd.settings, metrics=f"{servers.url}/metrics")
+        self.assertEqual(row[0], "ok", row[1])
+
     def test_a_counter_that_is_not_there_or_does_not_rise_is_told(self) -> None:
         arrive = "do datagrams arrive at 127.0.0.1, port [0-9]+"
         self.check_both(
