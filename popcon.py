@@ -1092,9 +1092,9 @@ SELFTEST = "popcon-selftest"  # a library that is made up; usage does not show i
 
 def add_selftest_options(parser: "argparse.ArgumentParser") -> None:
     server = parser.add_mutually_exclusive_group()
-    text = "Send one count, and wait until Prometheus knows it, three minutes or scrapes."
+    text = "Send one count, and wait for it there: three scrape intervals, or 3 minutes."
     server.add_argument("--prometheus", default="", metavar="URL", help=text)
-    text = "Send one count, and wait 30 s for it in a file, or in an exporter's metrics."
+    text = "Send one count, and wait 30 s for it in a file, or an exporter's metrics."
     server.add_argument("--metrics", default="", metavar="FILE_OR_URL", help=text)
     text = "Send 'Name: value', or such lines in @FILE, to a guarded server."
     parser.add_argument("--header", action="append", default=[], help=text)
@@ -1802,7 +1802,7 @@ def add_collect_options(parser: "argparse.ArgumentParser") -> None:
     text = "Keep the counts in this file, which `usage --metrics FILE` reads."
     parser.add_argument("file", metavar="FILE", help=text)
     text = "Receive datagrams there, by default at 127.0.0.1:9125, which only this "
-    text += "machine reaches. All machines reach 0.0.0.0:9125."
+    text += "machine reaches. With 0.0.0.0:9125 other machines reach it, too."
     options: Any = {"type": address, "default": ("127.0.0.1", 9125), "help": text}
     parser.add_argument("--listen", metavar="ADDRESS:PORT", **options)
 
