@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
 """popcon: which installed libraries do people really use, and which does nobody?
 
@@ -10,10 +11,10 @@ protocol. One UDP datagram like this is all that leaves the process:
 
 It holds no user, process, time or file name, and nothing of a person's own code.
 
-Switch it on with "python popcon.py install", or at the top of a script with
-"import popcon; popcon.setup_reporter()", and by naming the statsd server. Switch
+Switch it on with 'python popcon.py install', or at the top of a script with
+'import popcon; popcon.setup_reporter()', and by naming the statsd server. Switch
 it off by leaving the host empty, with DO_NOT_TRACK=1, or with
-"python -m popcon uninstall".
+'python -m popcon uninstall'.
 
     PYTHON_POPCONTEST_STATSD_HOST         name or address; without it, nothing is sent
     PYTHON_POPCONTEST_STATSD_PORT         default 9125
@@ -25,9 +26,13 @@ it off by leaving the host empty, with DO_NOT_TRACK=1, or with
 
 What runs in people's processes comes first, and follows the data: from sys.modules
 to the files that were executed, to the libraries that own them, to datagrams. Then
-comes the reporter, which decides when that happens. What stands below the line "the
-command line" runs only for those who type a command.
+comes the reporter, which decides when that happens. What stands below the line 'the
+command line' runs only for those who type a command.
 """
+
+# A shell that is told to run this file gets no further than the next line.
+__all__ = ("report", "setup_reporter", "used_libraries")
+__version__ = "3.0.0"
 
 # A bare interpreter has loaded all of these, so importing them costs nothing.
 import _signal  # type: ignore[import-not-found]
@@ -40,7 +45,7 @@ import time
 if sys.hexversion < 0x030A0000:
     if __name__ == "__main__":
         sys.exit("popcon needs Python 3.10 or later")
-    raise ImportError("popcon needs Python 3.10 or later")
+    raise ImportError("popcon needs Python 3.10 or later") from None
 
 from _frozen_importlib import BuiltinImporter, ModuleSpec, module_from_spec
 from _frozen_importlib_external import PathFinder, SourceFileLoader, SourcelessFileLoader
@@ -54,9 +59,6 @@ if TYPE_CHECKING:
 
     Paths = Iterable[str]  # relative to an entry of sys.path, as in RECORD
     Owned = Iterator[tuple[str, Paths]]  # a library, and paths that it owns
-
-__version__ = "3.0.0"
-__all__ = ["report", "setup_reporter", "used_libraries"]
 
 
 # ---- sys.modules -> the files that were executed ------------------------------------
@@ -986,9 +988,9 @@ def loaded_by_session(shell: "Any", start: "tuple[str, ...]") -> "dict[Any, obje
     chosen = loaded_by_extensions(shell)
     loaded: dict[Any, object] = {}
     for name, module in dict(sys.modules).items():
-        if loaded or str(name).startswith(start):
-            if name not in chosen:
-                loaded[name] = module
+        has_begun = bool(loaded) or str(name).startswith(start)
+        if has_begun and name not in chosen:
+            loaded[name] = module
     return loaded
 
 
@@ -1077,233 +1079,492 @@ def is_set_up() -> bool:
     return _reporter.is_set_up
 
 
-class StandardFinder:
-    """Lets one thread find the standard library's own modules, whatever other folders hold."""
+# ---- selftest -----------------------------------------------------------------------
+#
+# Each check yields its findings: how it is, of what, and in words.
 
-    def __init__(self) -> None:
-        self.thread = _thread.get_ident()
+if TYPE_CHECKING:
+    import argparse
+    import socket
 
-    def find_spec(self, name: str, path: object = None, _: object = None) -> "ModuleSpec | None":
-        if path is not None or self.thread != _thread.get_ident():
-            return None
-        return PathFinder.find_spec(name, STANDARD_FOLDERS)
+    Findings = Iterator[tuple[str, str, str]]
+    Counters = dict[str, list[tuple[float, float]]]  # when each had which value
 
-
-def standard(name: str) -> "Any":
-    """To be replaced by plain imports within functions."""
-    __import__(name)
-    return sys.modules[name]
+SELFTEST = "popcon-selftest"  # a library that is made up; usage does not show it
 
 
-def metadata_in(folder: str) -> "list[str]":
-    """Return the paths of the .dist-info and .egg-info in a folder."""
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return []
-    return [os.path.join(folder, name) for name in names if name.endswith(METADATA_SUFFIXES)]
+def add_selftest_options(parser: "argparse.ArgumentParser") -> None:
+    server = parser.add_mutually_exclusive_group()
+    text = "Send one count, and wait for it there: three scrape intervals, or 3 minutes."
+    server.add_argument("--prometheus", default="", metavar="URL", help=text)
+    text = "Send one count, and wait 30 s for it in a file, or an exporter's metrics."
+    server.add_argument("--metrics", default="", metavar="FILE_OR_URL", help=text)
+    text = "Send 'Name: value', or such lines in @FILE, to a guarded server."
+    parser.add_argument("--header", action="append", default=[], help=text)
 
 
-# ---- selftest -----------------------------------------------------
-
-def selftest(_: object = None) -> int:
-    """Prove the way from an import to a datagram, print what is in force; return 1 for errors."""
+def selftest(options: "argparse.Namespace") -> int:
+    """Show whether reporting works here, and what is in force. Return 1 for errors."""
     status = 0
-    for check in (check_reports, check_settings):
+    for check in (
+        check_files,
+        check_processes,
+        check_settings,
+        check_names,
+        check_server,
+        check_chain,
+    ):
         try:
-            for state, what, text in check():
+            for state, what, text in check(options):
                 print(f"{state:9}{what:11}{text}", flush=True)
-                status |= state == "error"
+                if state == "error":
+                    status = 1
         except Exception as error:  # there is no place for temporary files, say
-            print(f"error    {check.__name__[6:]:11}not checked: {error}")
+            what = check.__name__.removeprefix("check_")
+            print(f"error    {what:11}not checked: {error}", flush=True)
             status = 1
     return status
 
 
+def check_files(_: "argparse.Namespace") -> "Findings":
+    """Look for popcon.py, for its bytecode, and for files that have lost it."""
+    from compileall import compile_file
+
+    yield "ok", "popcon", f"{__version__}, {__file__}"
+    yield "ok", "Python", f"{sys.version.split()[0]}, {sys.prefix}"
+    places = Places()
+    library = places.library
+    is_there = os.path.exists(library)
+    if not is_there:
+        yield "warning", "import", f"{library} is not there; `install` puts it there"
+    elif compile_file(library, quiet=2):
+        yield "ok", "bytecode", f"is there for {library}"
+    else:
+        yield "warning", "bytecode", f"no: each start compiles {library} anew"
+    for path in places.start_up_files():
+        if b"popularity_contest" in read(path) or not (is_there or foreign(path)):
+            text = f"{path} is of popularity-contest, or without popcon.py"
+            yield "warning", "left over", text
+
+
+def check_processes(_: "argparse.Namespace") -> "Findings":
+    """Let processes import a library: which of them report it, and at what cost?"""
+    load = "import runpy, sys; runpy.run_path(sys.argv[1])['setup_reporter'](); "
+    use = "import os, sys; sys.path.insert(0, os.getcwd()); import popcon_selftest"
+    received, said = trial("-c", load + use, __file__)
+    found = f"a process used a library, and sent {received!r}"
+    if received == b"python_popcon.library_used.popcon-selftest:1|c":
+        yield "ok", "reporting", found
+    else:
+        yield "error", "reporting", f"{found}; it said:\n{said}".rstrip()
+    yield "ok", "cost", f"at most {cost() * 1000:.1f} ms at the end of a process"
+    received, _said = trial("-c", use)
+    if received:
+        yield "ok", "processes", "each Python process reports"
+    else:
+        text = "no script or program reports; `install --all-processes` changes that"
+        yield "ok", "processes", text
+    if PathFinder.find_spec("IPython") is None:
+        return
+    received, _said = trial("-m", "IPython", "--quick", "-c", use)
+    if received:
+        yield "ok", "IPython", "each session of IPython and Jupyter reports"
+    else:
+        yield "warning", "IPython", "no session reports; `install` changes that"
+
+
 def trial(*arguments: str) -> "tuple[bytes, str]":
-    """Run Python beside a throw-away library; return what it sends over loopback, and says."""
+    """Run Python beside a throw-away library. Return what it sends, and says on stderr."""
     from pathlib import Path
     from socket import AF_INET, SOCK_DGRAM, socket
     from subprocess import DEVNULL, run
     from tempfile import TemporaryDirectory
 
-    with socket(AF_INET, SOCK_DGRAM) as receiver, TemporaryDirectory(prefix="popcon-") as folder:
+    temporary = TemporaryDirectory(prefix="popcon-")
+    with socket(AF_INET, SOCK_DGRAM) as server, temporary as folder:
         info = Path(folder, "popcon_selftest-1.dist-info")
         info.mkdir()
-        (info / "METADATA").write_text("Name: popcon_selftest\n", "ascii")
-        (info / "RECORD").write_text("popcon_selftest.py,,\n", "ascii")
+        Path(info, "METADATA").write_text(f"Name: {SELFTEST}\n", "ascii")
+        Path(info, "RECORD").write_text("popcon_selftest.py,,\n", "ascii")
         Path(folder, "popcon_selftest.py").touch()
-        receiver.bind(("127.0.0.1", 0))
-        settings = zip(SETTINGS, ["127.0.0.1", str(receiver.getsockname()[1]), "", ""])
-        environ = {**os.environ, **dict(settings), "DO_NOT_TRACK": "0", "IPYTHONDIR": folder}
-        options: Any = {"stdin": DEVNULL, "capture_output": True, "timeout": 60}
-        ended = run([sys.executable, "-B", *arguments], env=environ, cwd=folder, **options)
-        receiver.sendto(b"", receiver.getsockname())  # so that something comes in any case
-        return receiver.recv(65536), ended.stderr.decode(errors="replace")
+        server.bind(("127.0.0.1", 0))
+        environ = {**os.environ, **dict.fromkeys(SETTINGS, "")}
+        environ[HOST] = "127.0.0.1"
+        environ[PORT] = str(server.getsockname()[1])
+        environ[DEBUG] = "1"
+        environ["DO_NOT_TRACK"] = "0"
+        environ["IPYTHONDIR"] = folder
+        command = [sys.executable, "-B", *arguments]
+        options: Any = {"env": environ, "cwd": folder, "timeout": 60}
+        ended = run(command, stdin=DEVNULL, capture_output=True, **options)
+        server.sendto(b"", server.getsockname())  # so that something comes in any case
+        return server.recv(65536), ended.stderr.decode(errors="replace")
 
 
-def check_reports() -> "Iterator[tuple[str, str, str]]":
-    """Look for popcon.py, and let processes import a library: which of them report it?"""
-    from glob import escape, glob
-    from time import perf_counter
-
-    yield "ok", "popcon", f"{__version__}, {__file__}"
-    yield "ok", "Python", f"{sys.version.split()[0]}, {sys.prefix}"
-    library, switches = places()
-    is_there = os.path.exists(library)
-    if not is_there:
-        yield "warning", "import", f"{library} is not there; `install` puts it there"
-    elif not standard("compileall").compile_file(library, quiet=2):
-        yield "warning", "bytecode", f"can't be written: each start compiles {library} anew"
-    else:
-        yield "ok", "bytecode", f"is there for {library}"
-    for path in {*switches, *glob(os.path.join(escape(os.path.dirname([*switches][0])), "*.py"))}:
-        if b"popularity_contest" in read(path) or not is_there and not whose(path):
-            yield "warning", "left over", f"{path} is without popcon.py, or of popularity-contest"
-    files, start = {os.path.join(folder, "x.py") for folder in sys.path}, perf_counter()
-    owners(files, executed_files(dict(sys.modules)))
-    yield "ok", "cost", f"{(perf_counter() - start) * 1e3:.1f} ms at exit, if a library was used"
-    load = "import runpy, sys; runpy.run_path(sys.argv[1])['setup_reporter'](); "
-    code = "import os, sys; sys.path.insert(0, os.getcwd()); import popcon_selftest"
-    received, said = trial("-c", load + code, __file__)
-    state = "ok" if received == b"python_popcon.library_used.popcon-selftest:1|c" else "error"
-    yield state, "reporting", f"a process used a library, and sent {received!r}\n{said}".strip()
-    is_on, others = trial("-c", code)[0], "not each reports; `install --all-processes` changes that"
-    yield "ok", "processes", "every one reports" if is_on else others
-    if PathFinder.find_spec("IPython"):
-        is_on = trial("-m", "IPython", "--quick", "-c", code)[0]
-        others = "sessions do not report; `install` changes that"
-        yield "ok" if is_on else "warning", "IPython", "every session reports" if is_on else others
+def cost() -> float:
+    """Return the seconds that it takes to look for an owner in all of the metadata."""
+    PathFinder.find_spec("popcon_selftest")  # so that Python has listed all folders
+    files = {os.path.join(folder, "popcon_selftest.py") for folder in sys.path}
+    begin = time.perf_counter()
+    owners(files)
+    return time.perf_counter() - begin
 
 
-def check_settings() -> "Iterator[tuple[str, str, str]]":
-    """Tell what is in force, what would be right instead, and what keeps counts away."""
-    from socket import SOCK_DGRAM, getaddrinfo, socket
+def check_settings(_: "argparse.Namespace") -> "Findings":
+    """Tell what is in force, or what would be right instead."""
+    import re
 
-    values = {}
     for name in SETTINGS:
         what = name.rpartition("_")[2].lower()
         try:
-            values[what] = value = setting(name)
-            yield "ok" if value else "warning", what, value or f"{name} is not set: nothing is sent"
+            value = setting(name)
         except ValueError as error:
             yield "error", what, f"{error}; nothing is sent"
-    rules = r"(python_popcon(\.namespace\.[^.]+)?\.library_used)?"
-    if not standard("re").fullmatch(rules, values.get("prefix", "")):
-        known = "python_popcon.library_used or python_popcon.namespace.NAME.library_used"
-        yield "warning", "mapping", f"README's rules match {known}, with no dot in NAME"
+            continue
+        if value:
+            yield "ok", what, value
+        else:
+            yield "warning", what, f"{name} is not set: nothing is sent"
+        known = r"python_popcon\.(namespace\.[^.]+\.)?library_used"
+        if name == PREFIX and not re.fullmatch(known, value):
+            text = "README's rules match python_popcon.library_used and "
+            text += "python_popcon.namespace.NAME.library_used, with no dot in NAME"
+            yield "warning", "mapping", text
     if opted_out():
         yield "warning", "opted out", "DO_NOT_TRACK is set: nothing is sent"
-    for name in sorted(os.environ.keys() - {*SETTINGS, "PYTHON_POPCONTEST_DEBUG"}):
-        if name.startswith("PYTHON_POPCONTEST"):
-            yield "warning", "unknown", f"{name} is no setting of popcon"
-    host, port = values.get("host"), values.get("port")
-    if not host or not port:
+
+
+def check_names(_: "argparse.Namespace") -> "Findings":
+    """Warn of variables that are no settings, but look like one that is misspelt."""
+    from difflib import get_close_matches
+
+    known = [*SETTINGS, SIGTERM, DEBUG]
+    for name in sorted(os.environ):
+        if "POPCON" in name.upper() and name not in known:
+            end = name.upper().rpartition("_")[2]
+            likely = [one for one in known if one.endswith(end)] or known
+            (nearest,) = get_close_matches(name.upper(), likely, n=1, cutoff=0)
+            text = f"{name} is no setting of popcon; do you mean {nearest}?"
+            yield "warning", "unknown", text
+
+
+def check_server(_: "argparse.Namespace") -> "Findings":
+    """Send an empty datagram, which counts nothing, to the server that is set."""
+    try:
+        host = setting(HOST)
+        port = int(setting(PORT))
+    except ValueError:
+        return  # check_settings() has said so
+    if not host:
         return
     try:
-        send([], host, int(port))  # looks up the name, with patience
-        found = getaddrinfo(host, port, type=SOCK_DGRAM)
-        family, _, _, _, address = min(found, key=lambda one: one[0])  # IPv4 first, as send() does
-        with socket(family, SOCK_DGRAM) as udp:
-            udp.settimeout(0.5)
-            udp.connect(address)  # only so is a refusal heard of
-            udp.send(b"")
-            udp.recv(1)
-    except TimeoutError:  # as it should be: no answer
-        yield "ok", "server", f"{host} did not refuse an empty datagram, nor count it"
+        probe(host, port)
     except OSError as error:
-        yield "error", "server", f"an empty datagram to {host}, port {port}, failed: {error}"
+        text = f"an empty datagram to {host}, port {port}, failed: {error}"
+        yield "error", "server", text
+    else:
+        text = f"{host}, port {port}, does not refuse datagrams; "
+        text += "whether it counts them, --prometheus or --metrics shows"
+        yield "ok", "server", text
+
+
+def probe(host: str, port: int) -> None:
+    """Send an empty datagram. Raises OSError if it is refused: nobody listens."""
+    from socket import AF_INET, SOCK_DGRAM, getaddrinfo, socket
+
+    send([], host, port)  # looks up the name, with patience
+    found = getaddrinfo(host, port, type=SOCK_DGRAM)
+    found.sort(key=lambda one: one[0] != AF_INET)  # IPv4 first, as send() does
+    family, _, _, _, address = found[0]
+    with socket(family, SOCK_DGRAM) as udp:
+        udp.settimeout(0.5)  # seconds
+        udp.connect(address)  # only so is a refusal heard of
+        udp.send(b"")
+        try:
+            udp.recv(1)
+        except TimeoutError:
+            pass  # as it should be: no answer
+
+
+def check_chain(options: "argparse.Namespace") -> "Findings":
+    """Send one count by the settings in force, and look for it at the other end."""
+    if not options.prometheus and not options.metrics:
+        return
+    try:
+        before = selftest_counters(options)
+        send_one_count()
+        yield await_count(options, before)
+    except (OSError, ValueError) as error:
+        yield "error", "chain", str(error)
+
+
+def send_one_count() -> None:
+    """Send a count of popcon-selftest. Raises OSError or ValueError: why not."""
+    host = setting(HOST)
+    port = int(setting(PORT))
+    line = statsd_line(SELFTEST, setting(PREFIX), setting(SAMPLE_RATE))
+    if not host:
+        raise ValueError(f"{HOST} is not set: nothing is sent")
+    if opted_out():
+        raise ValueError("DO_NOT_TRACK is set: nothing is sent")
+    try:
+        probe(host, port)
+    except ConnectionRefusedError:
+        raise OSError(f"nobody listens at {host}, port {port}") from None
+    send([line], host, port)
+
+
+def await_count(
+    options: "argparse.Namespace", before: "Counters"
+) -> "tuple[str, str, str]":
+    """Wait until a counter of popcon-selftest changes, and return what was found."""
+    server = options.prometheus or options.metrics
+    patience = patience_with(options, before)
+    if sys.stderr is not None and sys.stderr.isatty():
+        note(f"waiting for one count more at {server}, up to {patience:.0f} s")
+    end = time.monotonic() + patience
+    while True:
+        now = selftest_counters(options)
+        changed = []
+        for counter in now:
+            if counter not in before or now[counter][-1][1] != before[counter][-1][1]:
+                changed.append(counter)
+        if changed:
+            counter = max(changed, key=has_label)  # the right one, if it is there
+            text = f"one count arrived, as {readable(counter, 200)}"
+            if has_label(counter):
+                return "ok", "chain", text
+            text += f": the mapping does not know the prefix {setting(PREFIX)}"
+            return "error", "chain", text
+        if time.monotonic() > end:
+            break
+        time.sleep(1)
+    arrives = f"do datagrams arrive at {setting(HOST)}, port {setting(PORT)}"
+    if any(map(has_label, now)):
+        text = f"{server} knows the counter, but it did not rise: {arrives}?"
+    else:
+        text = f"{server} knows no such counter: is the exporter scraped, {arrives}?"
+    return "error", "chain", text
+
+
+def has_label(counter: str) -> bool:
+    """Tell whether a mapping made a label of the library: else it is in the name."""
+    return f'"{SELFTEST}"' in counter
+
+
+def patience_with(options: "argparse.Namespace", counters: "Counters") -> float:
+    """Return for how many seconds to wait: three scrape intervals, if they are known."""
+    if options.metrics:
+        return 30  # collect writes its file within ten seconds
+    patience = 180.0
+    for counter, samples in counters.items():
+        times = [when for when, _ in samples]
+        gaps = [later - when for when, later in zip(times, times[1:])]
+        if gaps and has_label(counter):
+            patience = 3 * max(10, min(gaps))
+    return patience
+
+
+def selftest_counters(options: "argparse.Namespace") -> "Counters":
+    """Return the samples of the counters of popcon-selftest. Raises OSError."""
+    if options.prometheus:
+        # The right one comes last, for a scrape may happen between the two questions.
+        counters = selftest_series(options, '__name__=~".+_popcon_selftest"')
+        counters |= selftest_series(options, f'library="{SELFTEST}"')
+        return counters
+    if options.metrics.startswith(("http://", "https://")):
+        text = fetch(options.metrics, {}, options)
+    else:
+        os.stat(options.metrics)  # raises OSError if it is not there
+        text = text_of(options.metrics)
+    counters = {}
+    for line in text.split("\n"):
+        counter, _, value = line.rpartition(" ")
+        is_its = has_label(counter) or counter.endswith("_popcon_selftest")
+        if is_its and not line.startswith("#"):
+            counters[counter] = [(0.0, float(value))]
+    return counters
+
+
+def selftest_series(options: "argparse.Namespace", selector: str) -> "Counters":
+    """Return what Prometheus knows of some counters in the last three hours."""
+    import json
+
+    url = options.prometheus.rstrip("/") + "/api/v1/query"
+    query = f"{{{selector}}}[3h]"
+    # VictoriaMetrics would keep back what it got in the last 30 seconds.
+    form = {"query": query, "nocache": 1, "latency_offset": "1ms"}
+    text = fetch(url, form, options)
+    counters = {}
+    try:
+        for series in json.loads(text)["data"]["result"]:
+            labels = series["metric"]
+            name = labels.pop("__name__")
+            samples = []
+            for when, value in series["values"]:
+                if value != "NaN":  # which marks where a series ended
+                    samples.append((float(when), float(value)))
+            if samples:
+                counters[f"{name} {json.dumps(labels)}"] = samples
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise OSError(f"{url} does not answer as Prometheus does") from None
+    return counters
 
 
 # ---- run ----------------------------------------------------------------------------
 
-def run(options: "Any") -> "NoReturn":
-    """Run a program as cProfile does, but send nothing, and say at its end what would be sent."""
+
+def add_run_options(parser: "argparse.ArgumentParser") -> None:
+    from argparse import REMAINDER, SUPPRESS
+
+    program = "(SCRIPT | -m MODULE | -c CODE) [ARGUMENTS ...]"
+    parser.usage = f"python -m popcon run [--explain] {program}"
+    text = "Say of each module whose it is, or why it does not count."
+    parser.add_argument("--explain", action="store_true", help=text)
+    for name in ("-m", "-c", "script"):  # and all that follows is the program's
+        parser.add_argument(name, nargs=REMAINDER, help=SUPPRESS)
+
+
+def run(options: "argparse.Namespace") -> "NoReturn":
+    """Run a program as cProfile does, and say at its end what it would have sent."""
     import runpy
 
-    missing = "a program is missing: SCRIPT, -m MODULE or -c CODE"
-    what, *arguments = options.m or options.c or options.script or command_line().error(missing)
-    sys.argv = ["-c" if options.c else what, *arguments]
-    if not getattr(sys.flags, "safe_path", sys.flags.isolated):
+    program = options.m or options.c or options.script
+    if not program:
+        command_line().error("a program is missing: SCRIPT, -m MODULE or -c CODE")
+    what = program[0]
+    source: bytes | str = what
+    file = "<string>"
+    folder = os.getcwd()
+    if options.script:
+        source = program_source(what)
+        file = os.path.join(folder, what)
         folder = os.path.dirname(os.path.realpath(what))
-        sys.path[0] = os.getcwd() if options.m else "" if options.c else folder
-    del sys.meta_path[0]  # main()'s
+    elif options.c:
+        program[0] = "-c"
+        folder = ""
+    sys.argv = program
+    if not getattr(sys.flags, "safe_path", sys.flags.isolated):
+        sys.path[0] = folder
+    del sys.meta_path[0]  # main()'s StandardFinder
     conclude_at_exit(options.explain)
-    main = sys.modules["__main__"] = type(sys)("__main__")
+    main_module = type(sys)("__main__")
+    sys.modules["__main__"] = main_module
     try:
         if options.m:
             runpy.run_module(what, None, "__main__", alter_sys=True)
-        elif options.c:
-            exec(compile(what, "<string>", "exec"), vars(main))
         else:
-            main.__file__ = os.path.join(os.getcwd(), what)
-            with open(what, "rb") as file:
-                code = compile(file.read(), main.__file__, "exec")
-            exec(code, vars(main))
-    except (Exception, KeyboardInterrupt) as error:
-        trace = error.__traceback__  # without the frames that python would not have had
-        ours = run.__code__.co_filename, runpy.__file__, "<frozen runpy>"
-        while trace and trace.tb_frame.f_code.co_filename in ours:
-            trace = trace.tb_next
-        sys.excepthook(type(error), error.with_traceback(trace), trace)
-        sys.exit(1 if isinstance(error, Exception) else 130)
+            if options.script:
+                main_module.__file__ = file
+            exec(compile(source, file, "exec"), vars(main_module))
+    except KeyboardInterrupt as error:
+        show_traceback(error, runpy.__file__)
+        sys.exit(130)
+    except Exception as error:
+        show_traceback(error, runpy.__file__)
+        sys.exit(1)
     sys.exit()
+
+
+def program_source(script: str) -> bytes:
+    """Return the source of a script. Raises OSError if it is none, or not Python."""
+    with open(script, "rb") as file:
+        source = file.read()
+    if script.endswith(".ipynb"):
+        script_of_it = "what `jupyter nbconvert --to script` makes of it"
+        raise OSError(f"{script} is a notebook: run {script_of_it}")
+    if script.endswith((".py", ".pyw")):
+        return source  # what is wrong in it is shown as Python shows it
+    try:
+        compile(source, script, "exec")
+    except (SyntaxError, ValueError) as error:
+        raise OSError(f"{script} is no Python program: {error}") from None
+    return source
+
+
+def show_traceback(error: BaseException, runpy_file: str) -> None:
+    """Show an exception as Python does, without the frames of popcon and runpy."""
+    ours = (run.__code__.co_filename, runpy_file, "<frozen runpy>")
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename in ours:
+        trace = trace.tb_next
+    sys.excepthook(type(error), error.with_traceback(trace), trace)
 
 
 def conclude_at_exit(explain: bool) -> None:
     """Let this process say at its end what it would have sent; nothing sends it."""
     is_opted_out = opted_out()
     os.environ["DO_NOT_TRACK"] = "1"
-    process, known, reporter = os.getpid(), set(sys.modules), Reporter()
+    process = os.getpid()
+    known = set(sys.modules)
+    reporter = Reporter()
     reporter.baseline = executed_files(dict(sys.modules)) | {__file__}
 
     def conclude() -> None:
         lines: list[str] = []
         try:
-            new = {name: sys.modules[name] for name in sys.modules.keys() - known}
+            names = sys.modules.keys() - known
+            new = {name: sys.modules[name] for name in names}
             reporter.update()
-            lines += explanation(new, reporter.used) if explain else ()
-            _, _, prefix, rate = map(setting, SETTINGS)
-            if is_opted_out or not reporter.used:
-                raise ValueError("DO_NOT_TRACK is set" if is_opted_out else "no library was used")
-            lines += [statsd_line(name, prefix, rate).decode() for name in sorted(reporter.used)]
+            if explain:
+                lines += explanation(new, reporter.used)
+            lines += lines_to_send(reporter.used, is_opted_out)
         except Exception as error:
             lines.append(f"popcon: nothing would be sent: {error}")
-        if sys.stderr and os.getpid() == process:
+        if sys.stderr is not None and os.getpid() == process:
             print(*lines, sep="\n", file=sys.stderr)
 
     atexit.register(conclude)  # before the program registers any: so it runs last
 
 
+def lines_to_send(used: "set[str]", is_opted_out: bool) -> "list[str]":
+    """Return the lines that would be sent. Raises ValueError if there are none."""
+    prefix = setting(PREFIX)
+    rate = setting(SAMPLE_RATE)
+    if is_opted_out:
+        raise ValueError("DO_NOT_TRACK is set")
+    if not used:
+        raise ValueError("no library was used")
+    return [statsd_line(name, prefix, rate).decode() for name in sorted(used)]
+
+
 def explanation(new: "Mapping[Any, object]", used: "set[str]") -> "Iterator[str]":
-    """Yield lines that say whose the new modules are, and why what is not counted is not."""
+    """Yield lines that say whose new modules are, and why what does not count doesn't."""
     files = executed_files(new)
     owned = owners(files, files)
-    for name in sorted(used):
-        yield f"{name}: {len(owned.get(name, ()))} modules"
-    for name in sorted(owned.keys() - used):
-        yield f"not counted: {name}: it was loaded before"
+    for library in sorted(used):
+        yield f"{library}: {len(owned.get(library, ()))} modules"
+    for library in sorted(owned.keys() - used):
+        yield f"not counted: {library}: it was loaded before"
     for file in sorted(files.difference(*owned.values())):
         yield f"not counted: {file}: of no library, or of an editable install"
-    rest = {str(name) for name, module in new.items() if not executed_files({name: module})}
-    ours = {name for name in rest if name.partition(".")[0] in sys.stdlib_module_names}
-    for name in sorted(rest - ours):
+    standard_modules = 0
+    others = []
+    for name, module in new.items():
+        if str(name).partition(".")[0] in sys.stdlib_module_names:
+            standard_modules += 1
+        elif not executed_files({name: module}):
+            others.append(str(name))
+    for name in sorted(others):
         yield f"not counted: {name}: not executed, without a file, or Python's own"
-    yield f"not counted: {len(ours)} modules of the standard library"
+    yield f"not counted: {standard_modules} modules of the standard library"
 
 
 # ---- install, uninstall -------------------------------------------------------------
 
 # By these words each of the files is known to be popcon's, of whatever version.
-MARK = "# popcon counts which installed libraries are used, and nothing about who uses them.\n"
-MARKS = MARK, '"""popcon: which installed libraries do people really use'
+MARK = "# popcon counts which installed libraries are used, and nothing about who uses "
+MARK += "them.\n"
+MARKS = (MARK, '"""popcon: which installed libraries do people really use')
 
-# Only popcon.py in site-packages is meant, not a person's own beside a notebook. Nobody is to
-# notice if it is gone or half copied, or if another Python reads this; no name is left behind.
-STARTUP = """\
+# What IPython runs at the start of each session. Only popcon.py in site-packages is
+# meant, not a person's own beside a notebook. Nobody is to notice if it is gone or half
+# copied, or if another Python reads this; no name is left behind.
+SESSION = """\
 def _popcon():
     import importlib.util, os, site
-    if os.path.dirname(importlib.util.find_spec("popcon").origin) in site.getsitepackages():
+    popcon = importlib.util.find_spec("popcon").origin
+    if os.path.dirname(popcon) in site.getsitepackages():
         __import__("popcon").setup_reporter()
 try:
     _popcon()
@@ -1311,94 +1572,476 @@ except Exception:
     pass
 del _popcon
 """
+MADE = "# install made the folder "  # and where it is, from sys.prefix on
 
-# Only a line of a .pth file that begins with import is run, and nothing but exec lets one line
-# be silent where popcon.py can't be read, or is a person's own on PYTHONPATH. From Python 3.18
-# on .start files (PEP 829) are read instead, which are not silent when popcon.py is gone.
-PTH = 'import sys; exec("try: import popcon; popcon.setup_reporter()\\nexcept Exception: pass")\n'
+# Only a line of a .pth file that begins with import is run, and nothing but exec lets
+# one line be silent where popcon.py can't be read, or is a person's own on PYTHONPATH.
+# From Python 3.18 on .start files (PEP 829) are read instead, which are not silent when
+# popcon.py is gone.
+PTH = 'import sys; exec("try: import popcon; popcon.setup_reporter()'
+PTH += '\\nexcept Exception: pass")\n'
 START = "popcon:setup_reporter\n"
 
 
-def places() -> "tuple[str, dict[str, str]]":
-    """Return where popcon.py is or belongs, and which texts where switch it on, IPython first."""
-    from site import getsitepackages
+class Places:
+    """The files that switch popcon on in this environment.
+
+    library: popcon.py, where start-up finds it, or where it belongs
+    session: what IPython runs at the start of each session
+    process: what Python reads at the start of each process
+    """
+
+    def __init__(self) -> None:
+        from site import getsitepackages
+        from sysconfig import get_path
+
+        self.site_packages = get_path("purelib")
+        self.library = os.path.join(self.site_packages, "popcon.py")
+        spec = PathFinder.find_spec("popcon", getsitepackages())
+        if spec is not None and spec.origin is not None:
+            self.library = spec.origin
+        self.cache = os.path.join(os.path.dirname(self.library), "__pycache__")
+        self.start_up = os.path.join(sys.prefix, "etc", "ipython", "startup")
+        self.session = os.path.join(self.start_up, "000-popcon.py")
+        if sys.version_info >= (3, 18):
+            self.process = os.path.join(self.site_packages, "popcon.start")
+            self.process_text = MARK + START
+        else:
+            self.process = os.path.join(self.site_packages, "popcon.pth")
+            self.process_text = MARK + PTH
+
+    def start_up_files(self) -> "list[str]":
+        """Return the files that are run at the start of a session, or a process."""
+        from glob import escape, glob
+
+        found = glob(os.path.join(escape(self.start_up), "*.py"))
+        if os.path.exists(self.process):
+            found.append(self.process)
+        return sorted(found)
+
+    def made_folders(self) -> "list[str]":
+        """Return the folders that install made, as the start-up file keeps them."""
+        folders = []
+        for line in text_of(self.session).split("\n"):
+            if line.startswith(MADE):
+                folders.append(line.removeprefix(MADE))
+        return folders
+
+    def session_text(self) -> str:
+        """Return the text of the start-up file, with the folders that install makes."""
+        folders = self.made_folders()
+        for folder in (self.start_up, self.cache):
+            while not os.path.exists(folder):
+                folders.append(os.path.relpath(folder, sys.prefix))
+                folder = os.path.dirname(folder)
+        lines = [f"{MADE}{folder}\n" for folder in folders]
+        return MARK + SESSION + "".join(lines)
+
+
+def foreign(path: str) -> str:
+    """Return why install() has not written a file, "" if it has, in whatever version."""
     from sysconfig import get_path
 
-    spec = PathFinder.find_spec("popcon", getsitepackages())
-    library = (spec and spec.origin) or os.path.join(get_path("purelib"), "popcon.py")
-    start_up = os.path.join(sys.prefix, "etc", "ipython", "startup", "000-popcon.py")
-    name, content = ("popcon.start", START) if sys.version_info >= (3, 18) else ("popcon.pth", PTH)
-    every = os.path.join(get_path("purelib"), name)
-    return library, {start_up: MARK + STARTUP, every: MARK + content}
-
-
-def whose(path: str) -> str:
-    """Return whose a file is, as words, "" if it is install()'s, of whatever version."""
-    from sysconfig import get_path
-
-    if not any(mark in text_of(path)[:200] for mark in MARKS):
+    start = text_of(path)[:200]
+    if not any(mark in start for mark in MARKS):
         return "it is not popcon's"
     if owners({path}, {path}):
         return "it was installed by pip, or the like"
     folder, name = os.path.split(path)
-    is_ours = name != "popcon.py" or os.path.samefile(folder, get_path("purelib"))  # lib64 is lib
-    return "" if is_ours else "it is where install does not write"
+    if name == "popcon.py" and not os.path.samefile(folder, get_path("purelib")):
+        return "it is where install does not write"
+    return ""
 
 
-def install(options: "Any") -> int:
-    """Let each IPython session of this environment report, or each process; print each path."""
-    library, switches = places()
-    chosen = [*switches] if options.all_processes else [*switches][:1]
-    files = {library: read(__file__), **{path: switches[path].encode() for path in chosen}}
+def write_whole(path: str, pieces: "Iterable[bytes]") -> None:
+    """Write a file that appears whole, or not at all. Raises OSError."""
+    unfinished = f"{path}.{os.getpid()}.unfinished"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if os.path.lexists(unfinished):
+            os.remove(unfinished)
+        with open(unfinished, "xb") as file:  # never through somebody else's link
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise OSError(not_written(path, error)) from None
+    finally:
+        if os.path.lexists(unfinished):
+            os.remove(unfinished)
+
+
+def not_written(path: str, error: OSError) -> str:
+    """Return in a sentence why a file could not be written, or removed."""
+    if isinstance(error, PermissionError):
+        return f"you may not write in {os.path.dirname(path)}"
+    return f"{path} cannot be written: {error.strerror}"
+
+
+def add_install_options(parser: "argparse.ArgumentParser") -> None:
+    text = "Let every Python process of it report."
+    parser.add_argument("--all-processes", action="store_true", help=text)
+
+
+def install(options: "argparse.Namespace") -> int:
+    """Let each IPython session of this environment report, or each process."""
+    from compileall import compile_file
+    from importlib.util import cache_from_source
+
+    places = Places()
+    files = {
+        places.library: read(__file__),
+        places.session: os.fsencode(places.session_text()),
+    }
+    if options.all_processes:
+        files[places.process] = places.process_text.encode()
     for path, content in files.items():
-        if os.path.lexists(path) and read(path) != content and whose(path):
-            raise SystemExit(f"popcon: {path} is in the way: {whose(path)}; nothing was changed")
+        if os.path.lexists(path) and read(path) != content:
+            reason = foreign(path)
+            if reason:
+                raise OSError(f"{path} is in the way: {reason}; nothing was changed")
     os.umask(0o022)  # who uses the environment is to read it
     for path, content in files.items():
         is_new = read(path) != content
-        if is_new:  # it appears whole, or not at all
-            unfinished = f"{path}.{os.getpid()}.unfinished"
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(unfinished, "wb") as file:
-                file.write(content)
-            os.replace(unfinished, path)
-        said, is_ours = "wrote" if is_new else "found", path == library and not whose(path)
+        said = "found"
+        if is_new:
+            said = "wrote"
+            write_whole(path, [content])
         print(said, path)
-        if is_ours and standard("compileall").compile_file(path, force=is_new, quiet=2):
-            print(said, standard("importlib.util").cache_from_source(path))
-    who = "each process" if options.all_processes else "each IPython and Jupyter session"
-    print(f"Next: nothing is sent until {[*SETTINGS][0]} is set; then {who}", end=" ")
-    print("reports. `python -m popcon selftest` shows whether it works.")
+        is_ours = path == places.library and not foreign(path)
+        if is_ours and compile_file(path, force=is_new, quiet=2):
+            print(said, cache_from_source(path))
+    print(next_step(os.path.exists(places.process) and not foreign(places.process)))
     return 0
 
 
-def uninstall(_: object = None) -> int:
-    """Remove what install() wrote into this environment, and print it."""
+def next_step(each_process_reports: bool) -> str:
+    """Return what is to be done after install()."""
+    who = "each session of IPython and Jupyter"
+    if each_process_reports:
+        who = "each process"
+    check = "`python -m popcon selftest` shows whether it works."
+    try:
+        host = setting(HOST)
+    except ValueError as error:
+        return f"Next: nothing is sent, for {error}. {check}"
+    if host:
+        return f"Next: {who} reports to {host}. {check}"
+    return f"Next: nothing is sent until {HOST} is set; then {who} reports. {check}"
+
+
+def uninstall(_: "argparse.Namespace") -> int:
+    """Remove what install() wrote into this environment."""
     from glob import escape, glob
 
-    library, switches = places()
-    cache = os.path.join(os.path.dirname(library), "__pycache__")
-    startup = os.path.dirname([*switches][0])
-    found = {path: whose(path) for path in [*switches, library] if os.path.lexists(path)}
-    doomed = [path for path, words in found.items() if not words]
-    for path in [*switches, library]:
-        doomed += glob(f"{escape(path)}.*.unfinished")  # of an install that was killed
-    if not found.get(library):
-        doomed += glob(os.path.join(escape(cache), "popcon.*.pyc*"))
-    for path in doomed:
-        os.remove(path)
+    places = Places()
+    folders = places.made_folders()
+    removed = []
+    kept = {}
+    for path in (places.session, places.process, places.library):
+        # These are of an install that was killed.
+        removed += glob(f"{escape(path)}.*.unfinished")
+        if os.path.lexists(path):
+            reason = foreign(path)
+            if reason:
+                kept[path] = reason
+            else:
+                removed.append(path)
+    if places.library not in kept:
+        removed += glob(os.path.join(escape(places.cache), "popcon.*.pyc*"))
+    for path in removed:
+        try:
+            os.remove(path)
+        except OSError as error:
+            raise OSError(not_written(path, error)) from None
         print(f"removed {path}")
-    for path in found.keys() - {*doomed}:
-        print(f"left {path}: {found[path]}")
-    if not found and not doomed:
+    for path, reason in kept.items():
+        print(f"left {path}: {reason}")
+    if any("pip" in reason for reason in kept.values()):
+        print("`pip uninstall popcon` removes the rest.")
+    if not removed and not kept:
         print(f"nothing to do: nothing is installed in {sys.prefix}")
-    folders = [cache, startup, os.path.dirname(startup)]
-    if sys.prefix != sys.base_prefix:  # elsewhere, as in /usr/local, an empty etc is usual
-        folders.append(os.path.join(sys.prefix, "etc"))
-    for folder in folders:
-        with standard("contextlib").suppress(OSError):  # it is not empty, or not there
-            os.rmdir(folder)
+    for folder in folders:  # the innermost come first
+        try:
+            os.rmdir(os.path.join(sys.prefix, folder))
+        except OSError:
+            pass  # somebody has put something into it
     return 0
+
+
+# ---- collect ------------------------------------------------------------------------
+#
+# What statsd_exporter and Prometheus do, as far as one machine needs it: to add up the
+# datagrams, and to keep the counts in a file that `usage --metrics` reads.
+
+RECEIVE_BUFFER = 4 << 20  # bytes; enough for a thousand processes that end at once
+LONGEST_NAME = 200  # letters, of a library with its namespace
+MOST_NAMES = 100_000
+MOST_WAITING = 100_000  # datagrams that are still counted at the end
+SAVE_AFTER = 9  # seconds after a change
+ALIVE_AFTER = 60  # seconds without a change
+SHORT_GAP = 7200  # seconds without anybody who listens that do no harm
+
+# A line that README's mapping counts, as statsd_exporter reads it.
+COUNT_LINE = (
+    rb"(?m)^python_popcon\.(?:namespace\.([A-Za-z0-9_-]+)\.)?library_used"
+    rb"\.([a-z0-9]+(?:-[a-z0-9]+)*):([0-9]{1,9})\|c(?:\|@([0-9]{0,9}\.?[0-9]{1,18}))?$"
+)
+FILE_HEAD = """\
+# HELP process_start_time_seconds Since when all were counted, in seconds since 1970.
+# TYPE process_start_time_seconds gauge
+process_start_time_seconds {since:.3f}
+# HELP popcon_collect_last_alive_time_seconds Until when they were.
+# TYPE popcon_collect_last_alive_time_seconds gauge
+popcon_collect_last_alive_time_seconds {alive:.3f}
+# HELP python_popcon_library_used How many processes used a library.
+# TYPE python_popcon_library_used counter
+"""
+FILE_LINE = (
+    rb"(process_start_time_seconds|popcon_collect_last_alive_time_seconds|"
+    rb'python_popcon_library_used\{library="([a-z0-9-]+)"'
+    rb'(?:,namespace="([A-Za-z0-9_-]+)")?\}) ([0-9]+(?:\.[0-9]+)?(?:e[+-][0-9]{2})?)\n'
+)
+
+
+def add_collect_options(parser: "argparse.ArgumentParser") -> None:
+    text = "Keep the counts in this file, which `usage --metrics FILE` reads."
+    parser.add_argument("file", metavar="FILE", help=text)
+    text = "Receive datagrams there, by default at 127.0.0.1:9125, which only this "
+    text += "machine reaches. With 0.0.0.0:9125 other machines reach it, too."
+    options: Any = {"type": address, "default": ("127.0.0.1", 9125), "help": text}
+    parser.add_argument("--listen", metavar="ADDRESS:PORT", **options)
+
+
+def address(text: str) -> "tuple[str, int]":
+    """Return the host and the port that a text names."""
+    from argparse import ArgumentTypeError
+
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ArgumentTypeError("it must be ADDRESS:PORT, such as 0.0.0.0:9125")
+    return host.strip("[]"), int(port)
+
+
+def collect(options: "argparse.Namespace") -> int:
+    """Add up what arrives, and keep it in a file, until SIGTERM or Ctrl-C."""
+    import signal
+    from threading import Event
+
+    is_over = Event()
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # so that the next one ends it at once
+        is_over.set()
+
+    counts = CountFile(os.path.realpath(options.file))
+    lock(counts.path)
+    counts.load()
+    host, port = options.listen
+    with listening(host, port) as udp:
+        signal.signal(signal.SIGTERM, end)
+        signal.signal(signal.SIGINT, end)
+        counts.save()
+        note(f"counting into {counts.path} what arrives at {host}:{port}")
+        udp.settimeout(1)  # second
+        while not is_over.is_set():
+            is_quiet = not receive(udp, counts)
+            if counts.is_due(is_quiet):
+                counts.save()
+        udp.settimeout(0)
+        for _ in range(MOST_WAITING):
+            if not receive(udp, counts):
+                break
+        counts.save()
+    if counts.failure:
+        raise OSError(f"{counts.failure}: the last counts are lost")
+    return 0
+
+
+def receive(udp: "socket.socket", counts: "CountFile") -> bool:
+    """Add what one datagram counts; return False if none has come."""
+    try:
+        counts.add(udp.recv(65536))
+    except (TimeoutError, BlockingIOError):
+        return False
+    return True
+
+
+def lock(path: str) -> None:
+    """Lock a file against other collects while this process lives. Raises OSError."""
+    try:
+        beside = os.open(f"{path}.lock", os.O_WRONLY | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise OSError(not_written(path, error)) from None
+    try:
+        from fcntl import LOCK_EX, LOCK_NB, flock
+
+        flock(beside, LOCK_EX | LOCK_NB)
+    except BlockingIOError:
+        raise OSError(f"another collect counts into {path}") from None
+    except (ImportError, OSError):
+        pass  # Windows has no such locks, and some network file systems
+
+
+def listening(host: str, port: int) -> "socket.socket":
+    """Return a socket that receives datagrams. Raises OSError."""
+    import socket
+
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        family, kind, _, _, where = found[0]
+        udp = socket.socket(family, kind)
+        udp.bind(where)
+    except OSError as error:
+        raise OSError(f"cannot listen at {host}:{port}: {error.strerror}") from None
+    buffer = (socket.SOL_SOCKET, socket.SO_RCVBUF)
+    size = 4 * RECEIVE_BUFFER
+    while udp.getsockopt(*buffer) < size:
+        try:
+            udp.setsockopt(*buffer, size)  # Linux gives less than that without a word
+        except OSError:
+            pass  # macOS gives nothing then
+        size //= 2
+    if udp.getsockopt(*buffer) < RECEIVE_BUFFER:
+        note(
+            "where hundreds of processes end at once, some will be lost, for the system "
+            f"limits the buffer; as root: sysctl -w net.core.rmem_max={RECEIVE_BUFFER}"
+        )
+    return udp
+
+
+class CountFile:
+    """Counts, and the file that keeps them, in the format of Prometheus.
+
+    numbers: how many processes used LIBRARY, or NAMESPACE.LIBRARY
+    since, alive: from when until when all were counted, in seconds since 1970
+    changed: when the first change came that is not in the file yet; 0 if there is none
+    tried: when the file was written last, or could not be
+    """
+
+    def __init__(self, path: str) -> None:
+        import re
+
+        self.path = path
+        self.count_line = re.compile(COUNT_LINE)
+        self.numbers: dict[bytes, float] = {}
+        self.since = time.time()
+        self.alive = self.since
+        self.changed = 0.0
+        self.tried = 0.0
+        self.failure = ""
+        self.is_full = False
+
+    def load(self) -> None:
+        """Read the file, if there is one. Raises OSError if collect did not write it."""
+        from glob import escape, glob
+
+        for path in glob(f"{escape(self.path)}.*.unfinished"):
+            os.remove(path)  # of a collect that was killed
+        if not os.path.exists(self.path):
+            return
+        if not os.path.isfile(self.path):
+            raise OSError(f"{self.path} is no file")
+        if os.path.getsize(self.path) == 0:
+            return
+        self.since = self.alive = 0.0
+        with open(self.path, "rb") as file:
+            line = file.readline(1000)
+            while line:
+                self.load_line(line)
+                line = file.readline(1000)
+        if not self.since or not self.alive:
+            raise OSError(f"{self.path} was not written by collect: name another file")
+
+    def load_line(self, line: bytes) -> None:
+        import re
+
+        if line.startswith(b"# ") and line.endswith(b"\n"):
+            return
+        found = re.fullmatch(FILE_LINE, line)
+        if found is None:
+            what = f"{self.path} is damaged, or was not written by collect"
+            raise OSError(f"{what}: it has a line {line[:60]!r}")
+        metric, library, namespace, number = found.groups()
+        if library:
+            count: float = float(number)
+            if number.isdigit():
+                count = int(number)  # which takes less memory
+            self.numbers[full_name(namespace, library)] = count
+        elif metric == b"process_start_time_seconds":
+            self.since = float(number)
+        else:
+            self.alive = float(number)
+
+    def add(self, datagram: bytes) -> None:
+        """Add what a datagram counts; what is no line of popcon's is left out."""
+        for namespace, library, number, rate in self.count_line.findall(datagram):
+            name = full_name(namespace, library)
+            if len(name) > LONGEST_NAME:
+                continue
+            self.changed = self.changed or time.monotonic()
+            if name not in self.numbers and len(self.numbers) >= MOST_NAMES:
+                self.since = time.time()  # what is not complete is no answer
+                if not self.is_full:
+                    note(f"{MOST_NAMES:,} names are enough: new ones are left out")
+                self.is_full = True
+                continue
+            count: float = int(number)
+            if rate:
+                count /= float(rate) or 1
+            self.numbers[name] = self.numbers.get(name, 0) + count
+
+    def is_due(self, is_quiet: bool) -> bool:
+        """Tell whether the file is to be written: in a quiet moment, if one comes."""
+        now = time.monotonic()
+        if not self.changed:
+            return now > self.tried + ALIVE_AFTER
+        if is_quiet and now > self.tried + SAVE_AFTER:
+            return True
+        return now > self.changed + SAVE_AFTER
+
+    def save(self) -> None:
+        """Write the file; if that fails, say so, and try it again later."""
+        self.note_time()
+        failure = ""
+        try:
+            write_whole(self.path, self.lines())
+        except OSError as error:
+            failure = str(error)
+        self.tried = time.monotonic()
+        self.changed = 0.0
+        if failure:
+            self.changed = self.tried
+            if failure != self.failure:
+                note(f"{failure}; the counts stay in memory until it works")
+        elif self.failure:
+            note(f"{self.path} is written again")
+        self.failure = failure
+
+    def note_time(self) -> None:
+        """Begin anew with since when, if nobody listened for long, or the clock was set."""
+        now = time.time()
+        gap = now - self.alive
+        if gap > max(SHORT_GAP, (self.alive - self.since) / 100) or self.since > now:
+            self.since = now
+        self.alive = now
+
+    def lines(self) -> "Iterator[bytes]":
+        yield FILE_HEAD.format(since=self.since, alive=self.alive).encode()
+        for name in sorted(self.numbers):
+            namespace, _, library = name.decode().rpartition(".")
+            labels = f'library="{library}"'
+            if namespace:
+                labels += f',namespace="{namespace}"'
+            line = f"python_popcon_library_used{{{labels}}} {self.numbers[name]:.15g}\n"
+            yield line.encode()
+
+
+def full_name(namespace: "bytes | None", library: bytes) -> bytes:
+    if not namespace:
+        return library
+    return namespace + b"." + library
 
 
 # ---- usage: what is used, and what can go -------------------------------------------
@@ -2760,8 +3403,9 @@ def add_source_options(parser: "argparse.ArgumentParser") -> None:
 
 # ---- the options --------------------------------------------------------------------
 
-def command_line() -> "Any":
-    """Return the parser of the command line; what it parses has run, which takes it."""
+
+def command_line() -> "argparse.ArgumentParser":
+    """Return the parser of the command line; what it parses has run, the command."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
@@ -2770,37 +3414,60 @@ def command_line() -> "Any":
 
     parser = Parser(
         prog="python -m popcon",
-        description="Tell which installed libraries people really use, and not who uses them.",
-        epilog="Begin with `install`, and set PYTHON_POPCONTEST_STATSD_HOST to the name of your "
-        "statsd server. Then `selftest` shows whether it works. COMMAND -h tells more of each.",
+        description="Tell which installed libraries people use, and not who uses them.",
+        epilog=f"Begin with `install`, and set {HOST} to the name of your statsd server, "
+        "for which `collect` will do. Then `selftest` shows whether it works. "
+        "COMMAND -h tells more of each.",
     )
-    parser.add_argument("--version", action="version", version=f"popcon {__version__}")
+    version = f"popcon {__version__}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for call, text in {
-        install: "let each IPython and Jupyter session of this environment report",
-        selftest: "show whether reporting works here, and what is in force",
-        run: "run a program, and say at its end what it would have sent",
-        usage: "tell how much each library is used, and which can go (status 1: not known yet)",
-        uninstall: "remove what install wrote",
-    }.items():
-        commands.add_parser(call.__name__, help=text, description=text).set_defaults(run=call)
-    every = "let every Python process of it report"
-    commands.choices["install"].add_argument("--all-processes", action="store_true", help=every)
-    runner = commands.choices["run"]
-    runner.usage = "python -m popcon run [--explain] (SCRIPT | -m MODULE | -c CODE) [ARGUMENTS ...]"
-    runner.add_argument("--explain", action="store_true", help="say whose each module is")
-    for name in ("-m", "-c", "script"):  # and all that follows is the program's
-        runner.add_argument(name, nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    add_usage_options(commands.choices["usage"])
+
+    def add(
+        command: "Callable[[argparse.Namespace], int]", text: str
+    ) -> "argparse.ArgumentParser":
+        added = commands.add_parser(command.__name__, help=text, description=text)
+        added.set_defaults(run=command)
+        return added
+
+    text = "Let each IPython and Jupyter session of this environment report."
+    add_install_options(add(install, text))
+    text = "Show whether reporting works here, and what is in force."
+    add_selftest_options(add(selftest, text))
+    text = "Run a program, and say at its end what it would send. Nothing is sent."
+    add_run_options(add(run, text))
+    text = "Receive counts, and keep them in a file that `usage --metrics` reads."
+    add_collect_options(add(collect, text))
+    text = "Tell how much each library is used, and which can go."
+    add_usage_options(add(usage, text))
+    text = "Remove what install wrote. `pip uninstall popcon` leaves that: then any copy "
+    add(uninstall, f"{text}of the file removes it, by `python popcon.py uninstall`.")
     return parser
 
 
+class StandardFinder:
+    """Lets a thread find the standard library's modules, whatever other folders hold."""
+
+    def __init__(self) -> None:
+        self.thread = _thread.get_ident()
+
+    def find_spec(
+        self, name: str, path: object = None, _: object = None
+    ) -> "ModuleSpec | None":
+        if path is not None or self.thread != _thread.get_ident():
+            return None
+        return PathFinder.find_spec(name, STANDARD_FOLDERS)
+
+
 def main(arguments: "Sequence[str] | None" = None) -> int:
-    """Run the command line, and return the exit status; misuse exits with 2."""
+    """Run the command line, and return the exit status.
+
+    What a command cannot do, it raises as an OSError; that, and misuse, ends with 2.
+    """
     finder: Any = StandardFinder()  # so that no command runs a person's own json.py
     sys.meta_path.insert(0, finder)
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for paths that it can't encode
+        sys.stdout.reconfigure(errors="backslashreplace")  # for paths it can't encode
     try:
         options = command_line().parse_args(arguments)
         status: int = options.run(options)
@@ -2808,10 +3475,18 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         return status
     except KeyboardInterrupt:
         return 130  # as the shell says it
-    except OSError as error:  # a disk is full, or who reads it is gone, as with `| head -1`
-        if sys.stdout:  # else Python tries to write the rest at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1 if isinstance(error, BrokenPipeError) else f"popcon: {error}") from None
+    except BrokenPipeError:
+        pass  # who reads it is gone, as with `| head -1`
+    except OSError as error:
+        text = str(error)
+        if error.filename is not None:
+            text = f"{error.filename}: {error.strerror}"
+        note(text)
+    try:
+        print(end="", flush=True)
+    except OSError:  # else Python tries to write the rest at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 2
 
 
 if __name__ == "__main__":
