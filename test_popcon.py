@@ -6,6 +6,9 @@ POPCON_TEST_* variables, as .ci/run sets them, and are skipped without.
 
 from __future__ import annotations
 
+import argparse
+import atexit
+import configparser
 import contextlib
 import csv
 import importlib.machinery
@@ -33,6 +36,7 @@ import unittest
 import urllib.parse
 import urllib.request
 import venv
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,6 +44,7 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from xml.etree import ElementTree
 
 import popcon
 
@@ -3264,109 +3269,570 @@ process_start_time_seconds{{x="y"}} {now - 3600}
         run(STAYS, json.dumps(lists))
 
 
+# ---- README -------------------------------------------------------------------------
+
+GRAFANA = os.environ.get("POPCON_TEST_GRAFANA", "")
+
+
+def inline_code() -> list[str]:
+    """Return what stands between backticks in README's text, blocks of code left out."""
+    text = re.sub(r"(?ms)^ *```.*?^ *```$", "", README)
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def moved(text: str, ports: dict[str, int]) -> str:
+    """Return README's text with other ports than those it names."""
+    for shown, port in ports.items():
+        text = re.sub(rf"\b{shown}\b", str(port), text)
+    return text
+
+
+def commands_of_popcon() -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each of popcon's commands."""
+    for action in popcon.command_line()._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    raise AssertionError("popcon has no commands")
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    """Return a command's options, as -m and --match; --help is every command's."""
+    options = set()
+    for action in parser._actions:
+        if action.option_strings:
+            options.add(max(action.option_strings, key=len))
+    return options - {"--help"}
+
+
+class TestReadmeIsComplete(unittest.TestCase):
+    def test_it_has_at_most_400_lines(self) -> None:
+        self.assertLessEqual(len(README.splitlines()), 400)
+
+    def test_it_shows_each_command_with_each_of_its_options(self) -> None:
+        code = "\n".join(inline_code() + readme_blocks("sh"))
+        for command, parser in commands_of_popcon().items():
+            shown = "\n".join(re.findall(rf"\b{command}\b.*", code))
+            self.assertTrue(shown, command)
+            if command == "usage":
+                shown = "\n".join(re.findall(r"(?m)^\| (`--.*?) \|", README))
+            for option in options_of(parser):
+                with self.subTest(command=command, option=option):
+                    self.assertRegex(shown, rf"(?<![\w-]){option}(?![\w-])")
+
+    def test_it_tells_of_no_option_that_is_not_there(self) -> None:
+        there = {"--help", "--version"}
+        for parser in commands_of_popcon().values():
+            there |= options_of(parser)
+        ours = [text for text in inline_code() if text.startswith("--")]
+        for text in ours:
+            self.assertIn(text.split()[0].rstrip(","), there)
+
+    def test_its_table_of_settings_has_each_with_its_default(self) -> None:
+        rows = dict(re.findall(r"(?m)^\| `([A-Z_]+)` \| (.+?) \|", README))
+        source = SOURCE.read_text(encoding="utf-8")
+        there = re.findall("PYTHON_POPCONTEST_[A-Z_]*[A-Z]", source)
+        self.assertEqual(set(rows), {"DO_NOT_TRACK", *there})
+        for name, shown in rows.items():
+            default = ""
+            if name in popcon.SETTINGS:
+                with mock.patch.dict(os.environ, {name: ""}):
+                    default = popcon.setting(name)
+            self.assertEqual(shown, f"`{default}`" if default else "none")
+            self.assertIn(name, popcon.__doc__ or "")
+
+    def test_each_block_of_code_has_a_test(self) -> None:
+        # The datagram and the sample table; what the tests below run, in this order.
+        languages = Counter(re.findall(r"(?m)^ *```(\w+)$", README))
+        tested = {
+            "text": 2,
+            "sh": 8,
+            "ini": 1,
+            "dockerfile": 1,
+            "python": 1,
+            "yaml": 3,
+            "json": 1,
+            "promql": 1,
+        }
+        self.assertEqual(languages, tested)
+
+
 class TestReadme(Case):
-    def test_its_dockerfile_switches_it_on(self) -> None:
-        venv.create(self.folder / "env", symlinks=True)
+    def run_in_shell(
+        self,
+        script: str,
+        *arguments: str,
+        folder: Path | None = None,
+        programs: Path | None = None,
+        **settings: str,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a script for bash in a folder, with the programs of a further folder."""
+        path = os.environ["PATH"]
+        if programs is not None:
+            path = f"{programs}{os.pathsep}{path}"
+        environ = clean_environ(PATH=path, PYTHONPATH="", NO_PROXY="*", COLUMNS="80")
+        command = ["timeout", "-sKILL", "110", "bash", "-c", script, "bash", *arguments]
+        return subprocess.run(
+            command,
+            cwd=folder or self.own,
+            env=environ | settings,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def environment(self) -> Path:
+        """Make a virtual environment, and return the folder of its programs."""
+        folder = self.folder / "environment"
+        venv.create(folder, symlinks=True)
+        return folder / "bin"
+
+    # What it is, and the quick start.
+
+    def test_the_commands_of_a_fresh_machine_succeed(self) -> None:
+        for file in (SOURCE, HERE / "test_popcon.py", HERE / "README.md"):
+            shutil.copy(file, self.own)
+        script = readme_block("sh", "python popcon.py selftest")
+        script = script.replace("unittest", "unittest -k test_the_dashboard")  # not all once more
+        ended = self.run_in_shell(f"set -e\n{script}", programs=self.environment())
+        self.assertEqual(ended.returncode, 0, ended.stdout)
+        self.assertRegex(ended.stdout, "(?m)^ok +reporting ")
+        self.assertRegex(ended.stdout, "Skipped:\n +2 tests: needs .*POPCON_TEST_GRAFANA")
+
+    def test_the_sample_of_the_answer_has_the_sections_of_the_real_one(self) -> None:
+        _, sample = readme_blocks("text")
+        titles = re.findall(r"(?m)^(\w[^(\n]*) \(\d+", sample)
+        self.assertGreater(len(titles), 4)
+        self.install("needed", "needed.py")
+        requires = "Metadata-Version: 2.1\nName: often\nRequires-Dist: needed\n"
+        self.install("often", "often.py", more={"METADATA": requires})
+        self.install("seldom", "seldom.py")
+        self.install("never", "never.py")
+        self.install("stubs", "never-stubs/__init__.pyi")
+        lines = ["process_start_time_seconds 1"]
+        for library, count in ("often", 9), ("seldom", 4), ("elsewhere", 1):
+            lines.append(f'python_popcon_library_used{{library="{library}"}} {count}')
+        metrics = self.folder / "metrics.txt"
+        metrics.write_text("\n".join([*lines, ""]))
+        code = "import popcon, sys; sys.path[:] = sys.argv.pop(1).split(); popcon.main()"
+        arguments = [str(self.site), "usage", "--metrics", str(metrics), "--at-most", "4"]
+        ended = self.run_python(code, arguments=arguments)
+        self.assertEqual(ended.returncode, 0, ended.stderr)
+        for title in titles:
+            self.assertRegex(ended.stdout, rf"(?m)^{re.escape(title)} \(\d+")
+
+    def test_the_quick_start_leads_from_one_file_to_a_table(self) -> None:
         shutil.copy(SOURCE, self.own)
-        (line,) = re.findall("(?m)^RUN (.*)$", "".join(readme_blocks("dockerfile")))
-        line = line.replace("/tmp/popcon.py", str(self.own / "popcon.py"))
-        path = f"{self.folder / 'env' / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        ended = self.run_python(line, python="sh", PYTHONPATH="", PATH=path)
-        self.assertEqual((ended.returncode, ended.stderr), (0, ""), ended.stdout)
+        port = free_port(socket.SOCK_DGRAM)
+        script = readme_block("sh", "python3 -m venv")
+        script = script.replace("collect", f"collect --listen 127.0.0.1:{port}")
+        ended = self.run_in_shell(
+            "trap 'kill -9 $(jobs -p) 2> /dev/null' EXIT\n" + script,
+            programs=Path(sys.executable).parent,
+            PYTHON_POPCONTEST_STATSD_PORT=str(port),
+        )
+        self.assertEqual(ended.returncode, 1, ended.stdout)  # it is too early for an answer
+        self.assertRegex(ended.stdout, r"(?m)^ *pip +[\d.]+ MB +1  #")
+        self.assertIn("No answer yet", ended.stdout)
+
+    def test_the_unit_for_systemd_starts_a_command_that_collects(self) -> None:
+        unit = configparser.RawConfigParser()
+        unit.read_string(readme_block("ini", "[Service]"))
+        python, file, *arguments = shlex.split(unit["Service"]["ExecStart"])
+        self.assertEqual(Path(file).name, "popcon.py")
+        options = popcon.command_line().parse_args(arguments)
+        self.assertIs(options.run, popcon.collect)
+
+    # Switch it on.
+
+    def test_the_dockerfile_switches_it_on(self) -> None:
+        shutil.copy(SOURCE, self.own)
+        dockerfile = readme_block("dockerfile", "FROM")
+        (command,) = re.findall("(?m)^RUN (.*)$", dockerfile)
+        command = command.replace("/tmp/popcon.py", str(self.own / "popcon.py"))
+        ended = self.run_in_shell(command, programs=self.environment())
+        self.assertEqual(ended.returncode, 0, ended.stdout)
         self.assertRegex(ended.stdout, "(?m)^ok +reporting .*popcon-selftest:1")
 
-    def quick_start(self, prometheus: str) -> tuple[int, str]:
-        """The status of README's quick start's last command, and what all of them printed."""
-        place = self.folder / f"start-{free_port()}"
-        venv.create(place / "bare", symlinks=True)
-        for name, path in ("statsd_exporter", EXPORTER), ("prometheus", prometheus):
-            (place / "bare" / "bin" / name).symlink_to(path)
-        ports = {"9125": str(free_port(socket.SOCK_DGRAM))}
-        ports |= {port: str(free_port()) for port in ("9102", "9090")}
-
-        def moved(text: str) -> str:
-            return re.sub(r"\b(9125|9102|9090)\b", lambda found: ports[found[0]], text)
-
-        folder = place / "empty"
-        scraping = readme_block("yaml", "scrape_configs:")
-        mapping = readme_block("yaml", "mappings:")
-        self.write(folder, {"mapping.yml": mapping, "prometheus.yml": moved(scraping)})
-        shutil.copy(SOURCE, folder)
-        ask = "import sys, urllib.parse as p, urllib.request as r; "
-        ask += "[print(r.urlopen(sys.argv[1] + p.quote(q)).read().decode()) for q in sys.argv[2:]]"
-        ((uninstall, end),) = re.findall("(?m)^To end it: `(.+?)`, and `(.+?)`", README)
-        lines = ["exec 2>&1; set -e; trap 'kill -9 $(jobs -p) || :' EXIT"]
-        lines += ["".join(readme_blocks("sh")[:2]).rstrip() + " || status=$?"]
-        lines += [f"python -c '{ask}' http://localhost:9090/api/v1/query?query= \"$@\""]
-        lines += [uninstall, "ls demo/lib/python*/site-packages", end, "wait", "exit $status"]
-        path = f"{place / 'bare' / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        ended = self.run_python(
-            moved("\n".join(lines)), "-sKILL", "110", "bash", python="timeout", cwd=folder,
-            arguments=["bash", *readme_blocks("promql")], PATH=path, PYTHONPATH="", COLUMNS="80",
-            PYTHON_POPCONTEST_STATSD_PORT=ports["9125"], NO_PROXY="*",
-        )  # fmt: skip
-        return ended.returncode, ended.stdout
-
-    @unittest.skipUnless(EXPORTER and PROMETHEUS[0], "needs POPCON_TEST_STATSD_EXPORTER and "
-                         "POPCON_TEST_PROMETHEUS, paths of the real ones")  # fmt: skip
-    def test_its_quick_start_leads_to_a_table_and_its_promql_to_the_same_counts(self) -> None:
-        with ThreadPoolExecutor(len(PROMETHEUS)) as pool:  # for each waits 20 s
-            starts = [*pool.map(self.quick_start, PROMETHEUS)]
-        for path, (status, said) in zip(PROMETHEUS, starts):
-            with self.subTest(server=path):
-                self.assertEqual(status, 1, said)  # as it says: it is too early
-                self.assertRegex(said, r"(?m)^ +1  pip +[\d.]+ MB +1  #")
-                self.assertIn("No answer yet: the counts reach back 0 of 90 days", said)
-                answers = [json.loads(line) for line in re.findall("(?m)^{.*", said)]
-                self.assertEqual(len(answers), len(readme_blocks("promql")), said)
-                for answer in answers:
-                    (series,) = answer["data"]["result"]
-                    self.assertEqual(series["metric"], {"library": "pip"})
-                    self.assertEqual(series["value"][1], "1")
-                self.assertRegex(said, "(?m)^pip$")  # what `ls` saw after `uninstall`
-                self.assertNotRegex(said, r"(?m)^popcon\.(py|pth)$")
-
-    def test_its_other_commands_are_understood(self) -> None:
-        blocks = "".join(readme_blocks("sh")[2:-1])  # what is before and behind has its own test
-        lines = re.split(r"\s*(?:&&|\|)\s*|\n", blocks.strip())
+    def test_python_in_its_text_can_be_run(self) -> None:
+        spawner = types.SimpleNamespace(environment={})
+        names = {"c": types.SimpleNamespace(Spawner=spawner), "popcon": popcon}
+        lines = [line for line in inline_code() if line.startswith(("c.", "import "))]
         self.assertGreater(len(lines), 3)
-        lines.remove("xargs -r python -m pip uninstall --yes < unused.txt")
-        lines += re.findall(r"(?<!`)`([^`\n]*\bpython (?:-m popcon|popcon\.py) [^`\n]+)`", README)
-        self.assertGreater(len(lines), 9)
-        for line in lines:
-            command = re.sub(r"^(sudo )?\S*\bpython (-m popcon|popcon\.py) ", "popcon ", line)
-            name, *arguments = shlex.split(re.sub(r" > \S+", "", command))
-            with self.subTest(line):
-                self.assertEqual(name, "popcon")
-                popcon.command_line().parse_args(arguments)  # exits, should it be wrong
+        with (
+            mock.patch.dict(os.environ),
+            mock.patch.object(popcon, "report"),
+            mock.patch.object(popcon, "setup_reporter"),
+        ):
+            for line in lines:
+                exec(line, names)
+            self.assertTrue(popcon.opted_out())
+        with mock.patch.dict(os.environ, spawner.environment):
+            self.assertTrue(popcon.setting(popcon.HOST))
 
-    def test_its_line_for_mpi_lets_one_rank_report(self) -> None:
-        line = readme_blocks("sh")[-1]
-        for name in "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "HOME":
-            for rank, expected in ("0", ""), ("1", "" if name == "HOME" else "1"):
-                with self.subTest(name, rank=rank):
-                    code = f"{name}={rank}\n{line}echo $DO_NOT_TRACK"
-                    ended = self.run_python(code, "-e", python="sh")
-                    self.assertEqual((ended.returncode, ended.stdout), (0, f"{expected}\n"))
+    def test_the_line_for_mpi_lets_one_rank_report(self) -> None:
+        line = readme_block("sh", '[ "${OMPI_COMM_WORLD_RANK')
+        for variable in ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID"):
+            for rank, opted_out in (("0", ""), ("1", "1")):
+                with self.subTest(variable, rank=rank):
+                    script = f"set -e\n{line}echo $DO_NOT_TRACK"
+                    ended = self.run_in_shell(script, **{variable: rank})
+                    self.assertEqual(ended.returncode, 0)
+                    self.assertEqual(ended.stdout, f"{opted_out}\n")
+        ended = self.run_in_shell(f"{line}echo $DO_NOT_TRACK")
+        self.assertEqual(ended.stdout, "\n")
 
-    def test_names_every_setting_with_its_default(self) -> None:
-        rows = dict(re.findall(r"(?m)^\| `(\w+)` \| (.+?) \|", README))
-        for name, (default, *_) in popcon.SETTINGS.items():
-            self.assertEqual(rows.pop(name), f"`{default}`" if default else "none")
-            self.assertIn(name, popcon.__doc__ or "")
-        self.assertLessEqual({"DO_NOT_TRACK", "PYTHON_POPCONTEST_DEBUG"}, rows.keys())
+    # Collect, and the answer.
 
     @unittest.skipUnless(YAML, "needs POPCON_TEST_PYTHON_YAML, a python with PyYAML")
-    def test_yaml_in_it_is_valid_and_the_helm_values_hold_the_mapping(self) -> None:
+    def test_the_values_for_zero_to_jupyterhub_set_what_is_right(self) -> None:
         code = """
             import sys, yaml
-            values = [yaml.safe_load(text) for text in sys.argv[1:]]
-            (mapping,) = (value for value in values if "mappings" in value)
-            (helm,) = (value["statsd"]["mappingConfig"] for value in values if "statsd" in value)
-            assert yaml.safe_load(helm) == mapping
+            values = yaml.safe_load(sys.argv[1])
+            (rule,) = values["singleuser"]["networkPolicy"]["egress"]
+            assert rule["ports"] == [{"port": 9125, "protocol": "UDP"}], rule
+            print(values["hub"]["extraConfig"]["popcon"])
             """
-        ended = self.run_python(code, python=YAML, arguments=readme_blocks("yaml"))
+        ended = self.run_python(code, python=YAML, arguments=[readme_block("yaml", "hub:")])
         self.assertEqual((ended.returncode, ended.stderr), (0, ""))
+        spawner = types.SimpleNamespace(environment={})
+        with mock.patch.dict(os.environ, {"POD_NAMESPACE": "physics"}):
+            exec(ended.stdout, {"c": types.SimpleNamespace(KubeSpawner=spawner)})
+        with mock.patch.dict(os.environ, spawner.environment):
+            self.assertTrue(popcon.setting(popcon.HOST))
+            prefix = popcon.setting(popcon.PREFIX)
+        self.assertEqual(prefix, "python_popcon.namespace.physics.library_used")
+
+    @unittest.skipUnless(
+        EXPORTER and PROMETHEUS[0],
+        "needs POPCON_TEST_STATSD_EXPORTER and POPCON_TEST_PROMETHEUS, paths of the real ones",
+    )
+    def test_its_servers_lead_to_a_table_and_its_promql_to_the_same_counts(self) -> None:
+        for prometheus in PROMETHEUS:
+            with self.subTest(prometheus):
+                self.check_servers(prometheus)
+
+    def check_servers(self, prometheus: str) -> None:
+        place = Path(self.open(tempfile.TemporaryDirectory(dir=self.folder)))
+        (place / "bin").mkdir()
+        (place / "bin" / "statsd_exporter").symlink_to(EXPORTER)
+        (place / "bin" / "prometheus").symlink_to(prometheus)
+        ports = {
+            "9125": free_port(socket.SOCK_DGRAM),
+            "9102": free_port(),
+            "9090": free_port(),
+        }
+        scraping = readme_block("yaml", "scrape_configs:").replace("1m", "1s")
+        files = {
+            "mapping.yml": readme_block("yaml", "mappings:"),
+            "prometheus.yml": moved(scraping, ports),
+        }
+        self.write(place, files)
+        url = f"http://127.0.0.1:{ports['9090']}"
+        servers = self.run_servers(readme_block("sh", "statsd_exporter"), place, ports)
+        self.wait_for_answer(url, "up == 1")
+        popcon.send([f"{PREFIX}alpha:1|c".encode()], "127.0.0.1", ports["9125"])
+        self.wait_for_answer(url, "python_popcon_library_used")
+        usage = self.run_in_shell(
+            f"python {SOURCE} usage --prometheus {url}",
+            programs=Path(sys.executable).parent,
+        )
+        self.assertEqual(usage.returncode, 1, usage.stdout)
+        self.assertIn("No answer yet", usage.stdout)
+        (query,) = readme_blocks("promql")
+        self.assertEqual(answered(url, query), {"alpha": 1})
+        servers.kill()
+
+    def run_servers(
+        self, script: str, folder: Path, ports: dict[str, int]
+    ) -> subprocess.Popen[bytes]:
+        """Start README's servers in a folder, and end them with the test."""
+        path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        servers = subprocess.Popen(
+            ["bash", "-c", moved(script, ports) + "wait"],
+            cwd=folder,
+            env=clean_environ(PATH=path),
+            start_new_session=True,
+        )
+        self.addCleanup(servers.wait)
+        self.addCleanup(os.killpg, servers.pid, signal.SIGKILL)
+        return servers
+
+    def wait_for_answer(self, url: str, query: str) -> None:
+        """Wait until a Prometheus has an answer to a query."""
+        self.wait_until(lambda: answered(url, query))
+        self.assertTrue(answered(url, query), query)
+
+    def test_its_other_commands_are_understood(self) -> None:
+        code = "\n".join(inline_code() + readme_blocks("sh"))
+        commands = re.findall(r"\bpython (?:-m popcon|\S*popcon\.py) ([^;&|>\n]+)", code)
+        self.assertGreater(len(commands), 9)
+        for command in commands:
+            with self.subTest(command):
+                popcon.command_line().parse_args(shlex.split(command))  # exits if it is wrong
+
+
+def answered(url: str, query: str, **form: object) -> dict[str, float]:
+    """Return the values that Prometheus answers to an instant query, by library."""
+    what = urllib.parse.urlencode({"query": query, **form})
+    with urllib.request.urlopen(f"{url}/api/v1/query?{what}", timeout=5) as answer:
+        result = json.load(answer)["data"]["result"]
+    return {one["metric"].get("library", ""): float(one["value"][1]) for one in result}
+
+
+class TestDashboard(Case):
+    """README's dashboard for Grafana, without Grafana."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.text = readme_block("json", "{")
+        self.dashboard = json.loads(self.text)
+
+    def complaints(self, text: str) -> str:
+        """Return what Grafana's own SDK finds wrong in a dashboard, parsed strictly."""
+        ended = subprocess.run([GRAFANA], input=text, capture_output=True, text=True)
+        return ended.stderr
+
+    @unittest.skipUnless(GRAFANA, "needs POPCON_TEST_GRAFANA, a strict reader of dashboards")
+    def test_the_dashboard_is_what_grafana_expects(self) -> None:
+        self.assertEqual(self.complaints(self.text), "")
+        self.assertLessEqual(len(self.text.splitlines()), 70)
+        kinds = [panel["type"] for panel in self.dashboard["panels"]]
+        self.assertEqual(kinds, ["stat", "bargauge", "table", "timeseries"])
+
+    @unittest.skipUnless(GRAFANA, "needs POPCON_TEST_GRAFANA, a strict reader of dashboards")
+    def test_the_dashboard_would_be_refused_with_a_wrong_field_anywhere(self) -> None:
+        for right in ("title", "refresh", "gridPos", "valueMode", "instant", "legendFormat"):
+            with self.subTest(right):
+                wrong = self.text.replace(f'"{right}":', f'"{right}s":', 1)
+                self.assertIn(f"unexpected field '{right}s'", self.complaints(wrong))
+
+    def test_its_panels_and_variables_read_the_source_that_is_chosen(self) -> None:
+        source, *variables = self.dashboard["templating"]["list"]
+        self.assertEqual((source["type"], source["query"]), ("datasource", "prometheus"))
+        chosen = {"type": "prometheus", "uid": "${" + source["name"] + "}"}
+        for one in variables + self.dashboard["panels"]:
+            self.assertEqual(one["datasource"], chosen)
+        for panel in self.dashboard["panels"]:
+            (target,) = panel["targets"]
+            self.assertEqual(target["datasource"], chosen)
+            is_trend = panel["type"] == "timeseries"
+            self.assertEqual(target.get("instant", False), not is_trend)
+
+    def filled_in(self, expression: str, **variables: str) -> str:
+        """Return PromQL as Grafana sends it, with values for all variables."""
+        for name, value in variables.items():
+            expression = expression.replace(f"${name}", value)
+        self.assertNotIn("$", expression)
+        return expression
+
+    @unittest.skipUnless(
+        EXPORTER and PROMETHEUS[0],
+        "needs POPCON_TEST_STATSD_EXPORTER and POPCON_TEST_PROMETHEUS, paths of the real ones",
+    )
+    def test_its_queries_give_the_right_numbers(self) -> None:
+        for prometheus in PROMETHEUS:
+            with self.subTest(prometheus), self.exporter() as (settings, metrics):
+                self.check_queries(prometheus, settings, metrics.place[1])
+
+    def check_queries(self, prometheus: str, settings: dict[str, Any], port: int) -> None:
+        def use(library: str, times: int = 1, namespace: str = "") -> None:
+            prefix = "python_popcon.library_used"
+            if namespace:
+                prefix = f"python_popcon.namespace.{namespace}.library_used"
+            lines = [popcon.statsd_line(library, prefix)] * times
+            popcon.send(lines, "127.0.0.1", int(settings[popcon.PORT]))
+
+        url = self.scraped(prometheus, port)
+        use("before")
+        use("again", 5)
+        self.wait_for(url, {"before": 1, "again": 5})
+        begin = time.time()
+        use("again", 2)
+        use("once", namespace="prod")
+        for number in range(30):
+            use(f"library-{number}", 3, namespace="test")
+        sums = {"again": 7, "before": 1, "once": 1}
+        sums |= {f"library-{number}": 3 for number in range(30)}
+        self.wait_for(url, sums)
+        now = time.time()
+        expected = {name: count for name, count in sums.items() if name != "before"}
+        expected["again"] = 2
+        everything = {"__range": f"{(now - begin) * 1000:.0f}ms", "namespace": ".*"}
+        number, most, table, trend = self.panels(url, now, library=".*", **everything)
+        self.assertEqual(number, {"": 32})
+        self.assertEqual(table, expected)
+        self.assertEqual(len(most), 20)
+        self.assertEqual(set(most.values()), {3})
+        self.assertEqual(trend, sums)
+        in_prod = everything | {"namespace": "prod", "library": "once|library-1"}
+        number, most, table, trend = self.panels(url, now, **in_prod)
+        self.assertEqual(number, {"": 1})
+        self.assertEqual([most, table, trend], [{"once": 1}] * 3)
+
+    def scraped(self, prometheus: str, port: int) -> str:
+        """Start a Prometheus that scrapes a port each second, and return its URL."""
+        folder = Path(self.open(tempfile.TemporaryDirectory(dir=self.folder)))
+        scraping = readme_block("yaml", "scrape_configs:").replace("1m", "1s")
+        self.write(folder, {"prometheus.yml": moved(scraping, {"9102": port})})
+        address = f"127.0.0.1:{free_port()}"
+        self.start(
+            prometheus,
+            f"--config.file={folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address={address}",
+        )
+        return f"http://{address}"
+
+    def wait_for(self, url: str, counts: dict[str, int]) -> None:
+        """Wait until a Prometheus knows these sums of the counters."""
+        query = "sum by (library) (python_popcon_library_used)"
+        self.wait_until(lambda: answered(url, query) == counts)
+        self.assertEqual(answered(url, query), counts)
+
+    def panels(self, url: str, now: float, **variables: str) -> list[dict[str, float]]:
+        """Return what the query of each panel gives."""
+        answers = []
+        for panel in self.dashboard["panels"]:
+            query = self.filled_in(panel["targets"][0]["expr"], **variables)
+            answers.append(answered(url, query, time=now))
+        return answers
+
+
+# ---- what can go ----------------------------------------------------------------------
+
+# Of libraries that use many others if these are installed: files with tests, in site-packages.
+SUITES = (
+    "networkx/drawing networkx/readwrite networkx/classes",
+    "pandas/tests/io/test_parquet.py",
+    "xarray/tests/test_backends_api.py",
+    "sklearn/utils/tests/test_validation.py",
+)
+
+
+class TestRemoval(Case):
+    @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, the python of a large environment")
+    def test_to_remove_all_that_can_go_breaks_no_test_of_real_libraries(self) -> None:
+        self.environment = self.folder / "environment"
+        shutil.copytree(
+            Path(LARGE).parents[1],
+            self.environment,
+            symlinks=True,
+            copy_function=link_or_copy,
+        )
+        self.run_in_it(str(SOURCE), "install", "--all-processes")
+        with Server() as server:
+            before = self.results_of_suites(**server.settings)
+            names = server.names()
+        self.assertGreater(len(before), 1000)
+        lines = ["process_start_time_seconds 1"]
+        for name, number in Counter(names).items():
+            lines.append(f'python_popcon_library_used{{library="{name}"}} {number}')
+        metrics = self.folder / "metrics.txt"
+        metrics.write_text("\n".join([*lines, ""]))
+
+        unused = self.run_in_it("-m", "popcon", "usage", "--metrics", str(metrics), "--unused")
+        self.assertGreater(len(unused.split()), 20)
+        self.run_in_it("-m", "pip", "uninstall", "--yes", *unused.split())
+
+        after = self.results_of_suites()
+        self.assertEqual(after, before)
+
+    def run_in_it(self, *arguments: str, **settings: str) -> str:
+        """Run Python in the copy of the large environment, and return what it prints."""
+        ended = self.python_in_it(*arguments, **settings)
+        self.assertEqual(ended.returncode, 0, ended.stdout + ended.stderr)
+        return ended.stdout
+
+    def python_in_it(
+        self, *arguments: str, **settings: str
+    ) -> subprocess.CompletedProcess[str]:
+        home = str(self.folder)
+        settings = {
+            "HOME": home,
+            "PYTHONPATH": "",
+            "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONPYCACHEPREFIX": f"{home}/bytecode",  # for both runs
+            "PYTHONHASHSEED": "0",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "OMP_NUM_THREADS": "1",
+        } | settings
+        return subprocess.run(
+            [self.environment / "bin" / "python", *arguments],
+            cwd=self.own,
+            env=clean_environ(**settings),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def results_of_suites(self, **settings: str) -> dict[tuple[str, str], list[str]]:
+        """Run the suites, two at a time, and return what became of each test."""
+        results = {}
+        with ThreadPoolExecutor(2) as pool:
+            runs = [pool.submit(self.results_of_suite, suite, settings) for suite in SUITES]
+        for run in runs:
+            results.update(run.result())
+        return results
+
+    def results_of_suite(
+        self, suite: str, settings: dict[str, str]
+    ) -> dict[tuple[str, str], list[str]]:
+        (folder,) = (self.environment / "lib").glob("python*/site-packages")
+        report = self.folder / f"report-{threading.get_ident()}.xml"
+        ended = self.python_in_it(
+            "-m",
+            "pytest",
+            "--quiet",
+            "-pno:cacheprovider",
+            "-mnot slow and not network and not single_cpu and not db",
+            f"--junitxml={report}",
+            *[str(folder / path) for path in suite.split()],
+            **settings,
+        )
+        assert ended.returncode in (0, 1), ended.stdout + ended.stderr  # 1: a test has failed
+        results: dict[tuple[str, str], list[str]] = {}
+        for case in ElementTree.parse(report).iter("testcase"):
+            name = case.get("classname", ""), case.get("name", "")
+            for outcome in case:
+                results.setdefault(name, []).append(f"{outcome.tag} {outcome.get('type')}")
+            results.setdefault(name, []).append("ran")
+        return results
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Make a file another name of the same file, where one file system holds both."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+# ---- at the end of all tests ----------------------------------------------------------
+
+
+class SuiteThatTellsWhatItSkipped(unittest.TestSuite):
+    def run(self, result: unittest.TestResult, debug: bool = False) -> unittest.TestResult:
+        super().run(result, debug)
+        reasons = Counter(reason for _, reason in result.skipped)
+        atexit.register(tell_what_was_skipped, reasons)
+        return result
+
+
+def tell_what_was_skipped(reasons: Counter[str]) -> None:
+    if reasons:
+        print("\nSkipped:", file=sys.stderr)
+    for reason, number in sorted(reasons.items()):
+        tests = "test" if number == 1 else "tests"
+        print(f"{number:4} {tests}: {reason}", file=sys.stderr)
+
+
+def load_tests(
+    loader: unittest.TestLoader, tests: unittest.TestSuite, pattern: str | None
+) -> unittest.TestSuite:
+    """Return all tests of this file, as `python -m unittest` asks for them."""
+    return SuiteThatTellsWhatItSkipped([tests])
 
 
 if __name__ == "__main__":
