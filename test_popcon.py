@@ -3275,7 +3275,7 @@ GRAFANA = os.environ.get("POPCON_TEST_GRAFANA", "")
 
 
 def inline_code() -> list[str]:
-    """Return what stands between backticks in README's text, blocks of code left out."""
+    """Return what stands between backticks in README, but for the blocks of code."""
     text = re.sub(r"(?ms)^ *```.*?^ *```$", "", README)
     return re.findall(r"`([^`\n]+)`", text)
 
@@ -3337,6 +3337,15 @@ class TestReadmeIsComplete(unittest.TestCase):
             self.assertEqual(shown, f"`{default}`" if default else "none")
             self.assertIn(name, popcon.__doc__ or "")
 
+    def test_its_reasons_are_those_that_are_printed(self) -> None:
+        _, _, section = README.partition("| reason |")
+        rows = re.findall(r"(?m)^\| (`.*?) \|", section.partition("\n\n")[0])
+        reasons = re.findall("`(.+?)`", "".join(rows))
+        self.assertGreater(len(reasons), 14)
+        source = SOURCE.read_text(encoding="utf-8")
+        for reason in reasons:
+            self.assertIn(reason.removesuffix("NAME"), source)
+
     def test_each_block_of_code_has_a_test(self) -> None:
         # The datagram and the sample table; what the tests below run, in this order.
         languages = Counter(re.findall(r"(?m)^ *```(\w+)$", README))
@@ -3390,11 +3399,12 @@ class TestReadme(Case):
         for file in (SOURCE, HERE / "test_popcon.py", HERE / "README.md"):
             shutil.copy(file, self.own)
         script = readme_block("sh", "python popcon.py selftest")
-        script = script.replace("unittest", "unittest -k test_the_dashboard")  # not all once more
+        # Of the tests not all once more, but two that are skipped.
+        script = script.replace("unittest", "unittest -k test_the_dashboard")
         ended = self.run_in_shell(f"set -e\n{script}", programs=self.environment())
         self.assertEqual(ended.returncode, 0, ended.stdout)
         self.assertRegex(ended.stdout, "(?m)^ok +reporting ")
-        self.assertRegex(ended.stdout, "Skipped:\n +2 tests: needs .*POPCON_TEST_GRAFANA")
+        self.assertRegex(ended.stdout, "Skipped:\n +2 tests: needs POPCON_TEST_GRAFANA")
 
     def test_the_sample_of_the_answer_has_the_sections_of_the_real_one(self) -> None:
         _, sample = readme_blocks("text")
@@ -3411,9 +3421,13 @@ class TestReadme(Case):
             lines.append(f'python_popcon_library_used{{library="{library}"}} {count}')
         metrics = self.folder / "metrics.txt"
         metrics.write_text("\n".join([*lines, ""]))
-        code = "import popcon, sys; sys.path[:] = sys.argv.pop(1).split(); popcon.main()"
-        arguments = [str(self.site), "usage", "--metrics", str(metrics), "--at-most", "4"]
-        ended = self.run_python(code, arguments=arguments)
+        code = """
+            import popcon, sys
+            sys.path[:] = [sys.argv.pop(1)]
+            popcon.main()
+            """
+        usage = ["usage", "--metrics", str(metrics), "--at-most", "4"]
+        ended = self.run_python(code, arguments=[str(self.site), *usage])
         self.assertEqual(ended.returncode, 0, ended.stderr)
         for title in titles:
             self.assertRegex(ended.stdout, rf"(?m)^{re.escape(title)} \(\d+")
@@ -3428,7 +3442,7 @@ class TestReadme(Case):
             programs=Path(sys.executable).parent,
             PYTHON_POPCONTEST_STATSD_PORT=str(port),
         )
-        self.assertEqual(ended.returncode, 1, ended.stdout)  # it is too early for an answer
+        self.assertEqual(ended.returncode, 1, ended.stdout)  # as it is too early
         self.assertRegex(ended.stdout, r"(?m)^ *pip +[\d.]+ MB +1  #")
         self.assertIn("No answer yet", ended.stdout)
 
@@ -3474,7 +3488,7 @@ class TestReadme(Case):
             for rank, opted_out in (("0", ""), ("1", "1")):
                 with self.subTest(variable, rank=rank):
                     script = f"set -e\n{line}\necho $DO_NOT_TRACK"
-                    ended = self.run_in_shell(script, **{variable: rank})
+                    ended = self.run_in_shell(f"export {variable}={rank}\n{script}")
                     self.assertEqual(ended.returncode, 0)
                     self.assertEqual(ended.stdout, f"{opted_out}\n")
         ended = self.run_in_shell(f"{line}\necho $DO_NOT_TRACK")
@@ -3491,7 +3505,8 @@ class TestReadme(Case):
             assert rule["ports"] == [{"port": 9125, "protocol": "UDP"}], rule
             print(values["hub"]["extraConfig"]["popcon"])
             """
-        ended = self.run_python(code, python=YAML, arguments=[readme_block("yaml", "hub:")])
+        values = readme_block("yaml", "hub:")
+        ended = self.run_python(code, python=YAML, arguments=[values])
         self.assertEqual((ended.returncode, ended.stderr), (0, ""))
         spawner = types.SimpleNamespace(environment={})
         with mock.patch.dict(os.environ, {"POD_NAMESPACE": "physics"}):
@@ -3503,9 +3518,9 @@ class TestReadme(Case):
 
     @unittest.skipUnless(
         EXPORTER and PROMETHEUS[0],
-        "needs POPCON_TEST_STATSD_EXPORTER and POPCON_TEST_PROMETHEUS, paths of the real ones",
+        "needs POPCON_TEST_STATSD_EXPORTER and POPCON_TEST_PROMETHEUS, real servers",
     )
-    def test_its_servers_lead_to_a_table_and_its_promql_to_the_same_counts(self) -> None:
+    def test_its_servers_lead_to_a_table_and_its_promql_to_the_counts(self) -> None:
         for prometheus in PROMETHEUS:
             with self.subTest(prometheus):
                 self.check_servers(prometheus)
@@ -3563,11 +3578,13 @@ class TestReadme(Case):
 
     def test_its_other_commands_are_understood(self) -> None:
         code = "\n".join(inline_code() + readme_blocks("sh"))
-        commands = re.findall(r"\bpython (?:-m popcon|\S*popcon\.py) ([^;&|>\n]+)", code)
+        start = r"\bpython (?:-m popcon|\S*popcon\.py)"
+        commands = re.findall(rf"{start} ([^;&|>\n]+)", code)
         self.assertGreater(len(commands), 9)
         for command in commands:
             with self.subTest(command):
-                popcon.command_line().parse_args(shlex.split(command))  # exits if it is wrong
+                # It exits if it is wrong.
+                popcon.command_line().parse_args(shlex.split(command))
 
 
 def answered(url: str, query: str, **form: object) -> dict[str, float]:
@@ -3591,23 +3608,24 @@ class TestDashboard(Case):
         ended = subprocess.run([GRAFANA], input=text, capture_output=True, text=True)
         return ended.stderr
 
-    @unittest.skipUnless(GRAFANA, "needs POPCON_TEST_GRAFANA, a strict reader of dashboards")
+    @unittest.skipUnless(GRAFANA, "needs POPCON_TEST_GRAFANA, made of .ci/grafana.go")
     def test_the_dashboard_is_what_grafana_expects(self) -> None:
         self.assertEqual(self.complaints(self.text), "")
         self.assertLessEqual(len(self.text.splitlines()), 70)
         kinds = [panel["type"] for panel in self.dashboard["panels"]]
         self.assertEqual(kinds, ["stat", "bargauge", "table", "timeseries"])
 
-    @unittest.skipUnless(GRAFANA, "needs POPCON_TEST_GRAFANA, a strict reader of dashboards")
+    @unittest.skipUnless(GRAFANA, "needs POPCON_TEST_GRAFANA, made of .ci/grafana.go")
     def test_the_dashboard_would_be_refused_with_a_wrong_field_anywhere(self) -> None:
-        for right in ("title", "refresh", "gridPos", "valueMode", "instant", "legendFormat"):
+        for right in ("title", "refresh", "gridPos", "valueMode", "legendFormat"):
             with self.subTest(right):
                 wrong = self.text.replace(f'"{right}":', f'"{right}s":', 1)
                 self.assertIn(f"unexpected field '{right}s'", self.complaints(wrong))
 
     def test_its_panels_and_variables_read_the_source_that_is_chosen(self) -> None:
         source, *variables = self.dashboard["templating"]["list"]
-        self.assertEqual((source["type"], source["query"]), ("datasource", "prometheus"))
+        self.assertEqual(source["type"], "datasource")
+        self.assertEqual(source["query"], "prometheus")
         chosen = {"type": "prometheus", "uid": "${" + source["name"] + "}"}
         for one in variables + self.dashboard["panels"]:
             self.assertEqual(one["datasource"], chosen)
@@ -3626,14 +3644,16 @@ class TestDashboard(Case):
 
     @unittest.skipUnless(
         EXPORTER and PROMETHEUS[0],
-        "needs POPCON_TEST_STATSD_EXPORTER and POPCON_TEST_PROMETHEUS, paths of the real ones",
+        "needs POPCON_TEST_STATSD_EXPORTER and POPCON_TEST_PROMETHEUS, real servers",
     )
     def test_its_queries_give_the_right_numbers(self) -> None:
         for prometheus in PROMETHEUS:
             with self.subTest(prometheus), self.exporter() as (settings, metrics):
                 self.check_queries(prometheus, settings, metrics.place[1])
 
-    def check_queries(self, prometheus: str, settings: dict[str, Any], port: int) -> None:
+    def check_queries(
+        self, prometheus: str, settings: dict[str, Any], port: int
+    ) -> None:
         def use(library: str, times: int = 1, namespace: str = "") -> None:
             prefix = "python_popcon.library_used"
             if namespace:
@@ -3657,15 +3677,15 @@ class TestDashboard(Case):
         expected = {name: count for name, count in sums.items() if name != "before"}
         expected["again"] = 2
         everything = {"__range": f"{(now - begin) * 1000:.0f}ms", "namespace": ".*"}
-        number, most, table, trend = self.panels(url, now, library=".*", **everything)
-        self.assertEqual(number, {"": 32})
+        count, most, table, trend = self.panels(url, now, library=".*", **everything)
+        self.assertEqual(count, {"": 32})
         self.assertEqual(table, expected)
         self.assertEqual(len(most), 20)
         self.assertEqual(set(most.values()), {3})
         self.assertEqual(trend, sums)
         in_prod = everything | {"namespace": "prod", "library": "once|library-1"}
-        number, most, table, trend = self.panels(url, now, **in_prod)
-        self.assertEqual(number, {"": 1})
+        count, most, table, trend = self.panels(url, now, **in_prod)
+        self.assertEqual(count, {"": 1})
         self.assertEqual([most, table, trend], [{"once": 1}] * 3)
 
     def scraped(self, prometheus: str, port: int) -> str:
@@ -3697,14 +3717,17 @@ class TestDashboard(Case):
         return answers
 
 
-# ---- what can go ----------------------------------------------------------------------
+# ---- what can go --------------------------------------------------------------------
 
-# Tests of libraries that use many others if these are installed, as paths in site-packages.
+REMOVAL = os.environ.get("POPCON_TEST_REMOVAL", "")
+
+# Tests of libraries that use many others if these are installed: paths in site-packages.
 SUITES = (
     "networkx/readwrite networkx/drawing/tests/test_pylab.py",
-    "pandas/tests/io/test_parquet.py pandas/tests/io/test_html.py pandas/tests/io/excel/test_style.py "
-    "pandas/tests/io/excel/test_openpyxl.py pandas/tests/io/excel/test_xlsxwriter.py "
-    "pandas/tests/io/test_fsspec.py pandas/tests/io/test_gcs.py",
+    "pandas/tests/io/test_parquet.py pandas/tests/io/test_html.py "
+    "pandas/tests/io/test_fsspec.py pandas/tests/io/test_gcs.py "
+    "pandas/tests/io/excel/test_style.py pandas/tests/io/excel/test_openpyxl.py "
+    "pandas/tests/io/excel/test_xlsxwriter.py",
     "xarray/tests/test_backends_api.py xarray/tests/test_backends_datatree.py "
     "xarray/tests/test_plugins.py",
     "sklearn/utils/tests/test_validation.py sklearn/utils/tests/test_fixes.py "
@@ -3713,11 +3736,11 @@ SUITES = (
 
 
 class TestRemoval(Case):
-    @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, the python of a large environment")
+    @unittest.skipUnless(REMOVAL, "needs POPCON_TEST_REMOVAL, a large environment's python")
     def test_to_remove_all_that_can_go_breaks_no_test_of_real_libraries(self) -> None:
         self.environment = self.folder / "environment"
         shutil.copytree(
-            Path(LARGE).parents[1],
+            Path(REMOVAL).parents[1],
             self.environment,
             symlinks=True,
             copy_function=link_or_copy,
@@ -3811,7 +3834,7 @@ def link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-# ---- at the end of all tests ----------------------------------------------------------
+# ---- at the end of all tests --------------------------------------------------------
 
 
 class SuiteThatTellsWhatItSkipped(unittest.TestSuite):
