@@ -3311,7 +3311,8 @@ class TestReadmeIsComplete(unittest.TestCase):
     def test_it_shows_each_command_with_each_of_its_options(self) -> None:
         code = "\n".join(inline_code() + readme_blocks("sh"))
         for command, parser in commands_of_popcon().items():
-            shown = "\n".join(re.findall(rf"\b{command}\b.*", code))
+            start = rf"(?m)(?:^|popcon(?:\.py)? ){command}"
+            shown = "\n".join(re.findall(rf"{start}\b.*", code))
             self.assertTrue(shown, command)
             if command == "usage":
                 continue  # it has a table
@@ -3439,7 +3440,7 @@ class TestReadme(Case):
         script = script.replace("collect", f"collect --listen 127.0.0.1:{port}")
         ended = self.run_in_shell(
             "trap 'kill -9 $(jobs -p) 2> /dev/null' EXIT\n" + script,
-            programs=Path(sys.executable).parent,
+            programs=self.environment(),
             PYTHON_POPCONTEST_STATSD_PORT=str(port),
         )
         self.assertEqual(ended.returncode, 1, ended.stdout)  # as it is too early
@@ -3546,10 +3547,7 @@ class TestReadme(Case):
         self.wait_for_answer(url, "up == 1")
         popcon.send([f"{PREFIX}alpha:1|c".encode()], "127.0.0.1", ports["9125"])
         self.wait_for_answer(url, "python_popcon_library_used")
-        usage = self.run_in_shell(
-            f"python {SOURCE} usage --prometheus {url}",
-            programs=Path(sys.executable).parent,
-        )
+        usage = self.run_in_shell(f"{sys.executable} {SOURCE} usage --prometheus {url}")
         self.assertEqual(usage.returncode, 1, usage.stdout)
         self.assertIn("No answer yet", usage.stdout)
         (query,) = readme_blocks("promql")
