@@ -3585,11 +3585,16 @@ class TestReadme(Case):
                 popcon.command_line().parse_args(shlex.split(command))
 
 
+def data_of(url: str, path: str, form: dict[str, object]) -> Any:
+    """Return the data that Prometheus answers to a question."""
+    question = urllib.parse.urlencode(form)
+    with urllib.request.urlopen(f"{url}/api/v1/{path}?{question}", timeout=5) as answer:
+        return json.load(answer)["data"]
+
+
 def answered(url: str, query: str, **form: object) -> dict[str, float]:
     """Return the values that Prometheus answers to an instant query, by library."""
-    what = urllib.parse.urlencode({"query": query, **form})
-    with urllib.request.urlopen(f"{url}/api/v1/query?{what}", timeout=5) as answer:
-        result = json.load(answer)["data"]["result"]
+    result = data_of(url, "query", {"query": query, **form})["result"]
     return {one["metric"].get("library", ""): float(one["value"][1]) for one in result}
 
 
@@ -3674,17 +3679,40 @@ class TestDashboard(Case):
         now = time.time()
         expected = {name: count for name, count in sums.items() if name != "before"}
         expected["again"] = 2
-        everything = {"__range": f"{(now - begin) * 1000:.0f}ms", "namespace": ".*"}
-        count, most, table, trend = self.panels(url, now, library=".*", **everything)
+        since_then = {"__range": f"{(now - begin) * 1000:.0f}ms"}
+        all_of_them = since_then | {"namespace": ".*", "library": ".*"}
+        count, most, table, trend = self.panels(url, now, **all_of_them)
         self.assertEqual(count, {"": 32})
         self.assertEqual(table, expected)
-        self.assertEqual(len(most), 20)
-        self.assertEqual(set(most.values()), {3})
+        self.assertEqual(list(table.values()), [3] * 30 + [2, 1])
+        self.assertEqual(list(most.values()), [3] * 20)
         self.assertEqual(trend, sums)
-        in_prod = everything | {"namespace": "prod", "library": "once|library-1"}
+
+        two = all_of_them | {"library": "once|library-1"}
+        count, most, table, trend = self.panels(url, now, **two)
+        self.assertEqual(table, expected)
+        self.assertEqual(trend, {"once": 1, "library-1": 3})
+
+        in_prod = all_of_them | {"namespace": "prod"}
         count, most, table, trend = self.panels(url, now, **in_prod)
         self.assertEqual(count, {"": 1})
         self.assertEqual([most, table, trend], [{"once": 1}] * 3)
+        namespaces, libraries = self.values_of_variables(url, **in_prod)
+        self.assertEqual(namespaces, {"prod", "test"})
+        self.assertEqual(libraries, {"once"})
+
+    def values_of_variables(self, url: str, **chosen: str) -> list[set[str]]:
+        """Return the values that Grafana offers for each variable with a query."""
+        values = []
+        for variable in self.dashboard["templating"]["list"]:
+            if variable["type"] == "query":
+                query = self.filled_in(variable["query"], **chosen)
+                found = re.fullmatch(r"label_values\((.+), (\w+)\)", query)
+                assert found, query
+                selector, label = found.groups()
+                form = {"match[]": selector}
+                values.append(set(data_of(url, f"label/{label}/values", form)))
+        return values
 
     def scraped(self, prometheus: str, port: int) -> str:
         """Start a Prometheus that scrapes a port each second, and return its URL."""
