@@ -3752,15 +3752,13 @@ REMOVAL = os.environ.get("POPCON_TEST_REMOVAL", "")
 
 # Tests of libraries that use many others if these are installed: paths in site-packages.
 SUITES = (
-    "networkx/readwrite networkx/drawing/tests/test_pylab.py",
+    "networkx/readwrite",
     "pandas/tests/io/test_parquet.py pandas/tests/io/test_html.py "
     "pandas/tests/io/test_fsspec.py pandas/tests/io/test_gcs.py "
     "pandas/tests/io/excel/test_style.py pandas/tests/io/excel/test_openpyxl.py "
     "pandas/tests/io/excel/test_xlsxwriter.py",
-    "xarray/tests/test_backends_api.py xarray/tests/test_backends_datatree.py "
-    "xarray/tests/test_plugins.py",
-    "sklearn/utils/tests/test_validation.py sklearn/utils/tests/test_fixes.py "
-    "sklearn/utils/tests/test_dataframe.py",
+    "xarray/tests/test_backends_api.py xarray/tests/test_backends_datatree.py",
+    "sklearn/utils/tests/test_validation.py sklearn/utils/tests/test_dataframe.py",
 )
 
 
