@@ -40,7 +40,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import starmap
+from itertools import repeat, starmap
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -3598,6 +3598,17 @@ def answered(url: str, query: str, **form: object) -> dict[str, float]:
     return {one["metric"].get("library", ""): float(one["value"][1]) for one in result}
 
 
+def use(
+    settings: dict[str, Any], library: str, times: int = 1, namespace: str = ""
+) -> None:
+    """Send what so many processes send that used a library."""
+    prefix = "python_popcon.library_used"
+    if namespace:
+        prefix = f"python_popcon.namespace.{namespace}.library_used"
+    lines = [popcon.statsd_line(library, prefix)] * times
+    popcon.send(lines, "127.0.0.1", int(settings[popcon.PORT]))
+
+
 class TestDashboard(Case):
     """README's dashboard for Grafana, without Grafana."""
 
@@ -3657,22 +3668,15 @@ class TestDashboard(Case):
     def check_queries(
         self, prometheus: str, settings: dict[str, Any], port: int
     ) -> None:
-        def use(library: str, times: int = 1, namespace: str = "") -> None:
-            prefix = "python_popcon.library_used"
-            if namespace:
-                prefix = f"python_popcon.namespace.{namespace}.library_used"
-            lines = [popcon.statsd_line(library, prefix)] * times
-            popcon.send(lines, "127.0.0.1", int(settings[popcon.PORT]))
-
         url = self.scraped(prometheus, port)
-        use("before")
-        use("again", 5)
+        use(settings, "before")
+        use(settings, "again", 5)
         self.wait_for(url, {"before": 1, "again": 5})
         begin = time.time()
-        use("again", 2)
-        use("once", namespace="prod")
+        use(settings, "again", 2)
+        use(settings, "once", namespace="prod")
         for number in range(30):
-            use(f"library-{number}", 3, namespace="test")
+            use(settings, f"library-{number}", 3, namespace="test")
         sums = {"again": 7, "before": 1, "once": 1}
         sums |= {f"library-{number}": 3 for number in range(30)}
         self.wait_for(url, sums)
@@ -3763,7 +3767,7 @@ SUITES = (
 
 
 class TestRemoval(Case):
-    @unittest.skipUnless(REMOVAL, "needs POPCON_TEST_REMOVAL, a large environment's python")
+    @unittest.skipUnless(REMOVAL, "needs POPCON_TEST_REMOVAL, a large python")
     def test_to_remove_all_that_can_go_breaks_no_test_of_real_libraries(self) -> None:
         self.environment = self.folder / "environment"
         shutil.copytree(
@@ -3783,17 +3787,18 @@ class TestRemoval(Case):
         metrics = self.folder / "metrics.txt"
         metrics.write_text("\n".join([*lines, ""]))
 
-        unused = self.run_in_it("-m", "popcon", "usage", "--metrics", str(metrics), "--unused")
+        usage = ["-m", "popcon", "usage", "--metrics", str(metrics), "--unused"]
+        unused = self.run_in_it(*usage)
         self.assertGreater(len(unused.split()), 20)
         self.run_in_it("-m", "pip", "uninstall", "--yes", *unused.split())
 
         after = self.results_of_suites()
-        for name in before.keys() | after.keys():
-            with self.subTest(name):
-                self.assertEqual(after.get(name), before.get(name))
+        for test in before.keys() | after.keys():
+            with self.subTest(test):
+                self.assertEqual(after.get(test), before.get(test))
 
     def run_in_it(self, *arguments: str, **settings: str) -> str:
-        """Run Python in the copy of the large environment, and return what it prints."""
+        """Run Python in the copy of the environment, and return what it prints."""
         ended = self.python_in_it(*arguments, **settings)
         self.assertEqual(ended.returncode, 0, ended.stdout + ended.stderr)
         return ended.stdout
@@ -3825,9 +3830,8 @@ class TestRemoval(Case):
         """Run the suites, two at a time, and return what became of each test."""
         results = {}
         with ThreadPoolExecutor(2) as pool:
-            runs = [pool.submit(self.results_of_suite, suite, settings) for suite in SUITES]
-        for run in runs:
-            results.update(run.result())
+            for found in pool.map(self.results_of_suite, SUITES, repeat(settings)):
+                results.update(found)
         return results
 
     def results_of_suite(
@@ -3845,13 +3849,15 @@ class TestRemoval(Case):
             *[str(folder / path) for path in suite.split()],
             **settings,
         )
-        assert ended.returncode in (0, 1), ended.stdout + ended.stderr  # 1: a test has failed
+        # With 1, tests have failed: some need programs that are not there.
+        assert ended.returncode in (0, 1), ended.stdout + ended.stderr
         results: dict[tuple[str, str], list[str]] = {}
         for case in ElementTree.parse(report).iter("testcase"):
             name = case.get("classname", ""), case.get("name", "")
+            outcomes = results.setdefault(name, [])
+            outcomes.append("ran")
             for outcome in case:
-                results.setdefault(name, []).append(f"{outcome.tag} {outcome.get('type')}")
-            results.setdefault(name, []).append("ran")
+                outcomes.append(f"{outcome.tag} {outcome.get('type')}")
         return results
 
 
