@@ -3432,6 +3432,14 @@ class TestReadme(Case):
         self.assertEqual(ended.returncode, 0, ended.stderr)
         for title in titles:
             self.assertRegex(ended.stdout, rf"(?m)^{re.escape(title)} \(\d+")
+        for words in (
+            "Window: 90d; counted since",
+            "from your list of requirements.",
+            "that reported has imported them since",
+            "and nothing that stays needs them.",
+        ):
+            self.assertIn(words, " ".join(sample.split()))
+            self.assertIn(words, ended.stdout)
 
     def test_the_quick_start_leads_from_one_file_to_a_table(self) -> None:
         shutil.copy(SOURCE, self.own)
