@@ -5499,6 +5499,100 @@ class TestReadmeIsComplete(unittest.TestCase):
         self.assertEqual(languages, tested)
 
 
+# ---- README -------------------------------------------------------------------------
+
+GRAFANA = os.environ.get("POPCON_TEST_GRAFANA", "")
+
+
+def inline_code() -> list[str]:
+    """Return what stands between backticks in README, but for the blocks of code."""
+    text = re.sub(r"(?ms)^ *```.*?^ *```$", "", README)
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def moved(text: str, ports: dict[str, int]) -> str:
+    """Return README's text with other ports than those it names."""
+    for shown, port in ports.items():
+        text = re.sub(rf"\b{shown}\b", str(port), text)
+    return text
+
+
+def commands_of_popcon() -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each of popcon's commands."""
+    for action in popcon.command_line()._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    raise AssertionError("popcon has no commands")
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    """Return a command's options, as -m and --match; --help is every command's."""
+    options = set()
+    for action in parser._actions:
+        if action.option_strings:
+            options.add(max(action.option_strings, key=len))
+    return options - {"--help"}
+
+
+class TestReadmeIsComplete(unittest.TestCase):
+    def test_it_has_at_most_400_lines(self) -> None:
+        self.assertLessEqual(len(README.splitlines()), 400)
+
+    def test_it_shows_each_command_with_each_of_its_options(self) -> None:
+        code = "\n".join(inline_code() + readme_blocks("sh"))
+        for command, parser in commands_of_popcon().items():
+            start = rf"(?m)(?:^|popcon(?:\.py)? ){command}"
+            shown = "\n".join(re.findall(rf"{start}\b.*", code))
+            self.assertTrue(shown, command)
+            if command == "usage":
+                continue  # it has a table
+            for option in options_of(parser):
+                with self.subTest(command=command, option=option):
+                    self.assertRegex(shown, rf"(?<![\w-]){option}(?![\w-])")
+
+    def test_its_table_of_options_has_those_of_usage_and_no_other(self) -> None:
+        there = options_of(commands_of_popcon()["usage"])
+        rows = re.findall(r"(?m)^\| (`--.*?) \|", README)
+        self.assertEqual(set(re.findall(r"`(--[\w-]+)", "".join(rows))), there)
+
+    def test_its_table_of_settings_has_each_with_its_default(self) -> None:
+        rows = dict(re.findall(r"(?m)^\| `([A-Z_]+)` \| (.+?) \|", README))
+        source = SOURCE.read_text(encoding="utf-8")
+        there = re.findall("PYTHON_POPCONTEST_[A-Z_]*[A-Z]", source)
+        self.assertEqual(set(rows), {"DO_NOT_TRACK", *there})
+        for name, shown in rows.items():
+            default = ""
+            if name in popcon.SETTINGS:
+                with mock.patch.dict(os.environ, {name: ""}):
+                    default = popcon.setting(name)
+            self.assertEqual(shown, f"`{default}`" if default else "none")
+            self.assertIn(name, popcon.__doc__ or "")
+
+    def test_its_reasons_are_those_that_are_printed(self) -> None:
+        _, _, section = README.partition("| reason |")
+        rows = re.findall(r"(?m)^\| (`.*?) \|", section.partition("\n\n")[0])
+        reasons = re.findall("`(.+?)`", "".join(rows))
+        self.assertGreater(len(reasons), 14)
+        source = SOURCE.read_text(encoding="utf-8")
+        for reason in reasons:
+            self.assertIn(reason.removesuffix("NAME"), source)
+
+    def test_each_block_of_code_has_a_test(self) -> None:
+        # The datagram and the sample table; what the tests below run, in this order.
+        languages = Counter(re.findall(r"(?m)^ *```(\w+)$", README))
+        tested = {
+            "text": 2,
+            "sh": 6,
+            "ini": 1,
+            "dockerfile": 1,
+            "python": 1,
+            "yaml": 3,
+            "json": 1,
+            "promql": 1,
+        }
+        self.assertEqual(languages, tested)
+
+
 class TestReadme(Case):
     def run_in_shell(
         self,
