@@ -221,7 +221,7 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
         while folder and folder not in above:
             above.add(folder)
             folder = folder.rpartition(os.sep)[0]
-    entries = {}
+    entries = []
     for path, finder in list(sys.path_importer_cache.items()):
         try:
             # The path in full, if it is relative on sys.path.
@@ -230,10 +230,10 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
                 # Python's own finders have listed the folder already.
                 entry = PathEntry(path, getattr(finder, "_path_cache", ()))
                 if entry.unread:
-                    entries[path] = entry
+                    entries.append(entry)
         except Exception as error:
             debug(f"cannot tell what is installed in {path}: {error!r}")
-    return sorted(entries.values(), key=lambda entry: len(entry.path))
+    return sorted(entries, key=lambda entry: len(entry.path))
 
 
 def paths_below(folder: str, files: "Iterable[str]") -> "dict[str, str]":
@@ -283,12 +283,11 @@ class PathEntry:
         So python-dateutil resembles dateutil, scikit-learn resembles sklearn, and
         protobuf is a part of google/protobuf.
         """
+        tops = {squeezed(top) for top in top_levels(wanted)}
         packages = set()
         for path in wanted:
-            parts = path.partition(".")[0].split("/")
-            packages.add(squeezed("/".join(parts[:2])))
-        tops = {package.partition("/")[0] for package in packages}
-        text = " ".join(packages)
+            packages.add("/".join(path.partition(".")[0].split("/")[:2]))
+        text = squeezed(" ".join(packages))
         likely = set()
         for one in self.unread:
             name = one.short_name
@@ -324,26 +323,21 @@ class PathEntry:
         the same package as its metadata.
         """
         below = self.path.removeprefix(sys.prefix + os.sep).replace(os.sep, "/")
-        for lists, begin, start, end in (
-            ("/var/lib/dpkg/info/", "python3-", f"\n{self.path}/", "\n"),
-            (f"{sys.prefix}/conda-meta/", "", f'"{below}/', '"'),
+        for lists, begin, folder in (
+            ("/var/lib/dpkg/info/", "python3-", self.path),
+            (f"{sys.prefix}/conda-meta/", "", below),
         ):
             if self.without_record and os.path.isdir(lists):
                 for name in os.listdir(lists):
                     if name.startswith(begin) and name.endswith((".list", ".json")):
-                        package = text_of(lists + name)
-                        yield from self.in_package(package, start, end, paths)
+                        package = text_of(lists + name).replace('"', "\n")
+                        yield from self.in_package(package, folder, paths)
 
-    def in_package(
-        self, package: str, start: str, end: str, paths: "Paths"
-    ) -> "Owned":
-        """Yield the libraries in a package, with those of the paths that it lists.
-
-        start, end: what stands in it before and behind a path below the folder
-        """
+    def in_package(self, package: str, folder: str, paths: "Paths") -> "Owned":
+        """Yield the libraries that a package lists, a path a line, with their paths."""
         for distribution in self.without_record:
-            if start + distribution.info in package:
-                listed = [path for path in paths if start + path + end in package]
+            if f"\n{folder}/{distribution.info}" in package:
+                listed = [path for path in paths if f"\n{folder}/{path}\n" in package]
                 if listed:
                     yield distribution.name(), listed
 
@@ -351,23 +345,13 @@ class PathEntry:
         """Compare the names of libraries without a RECORD with those of modules."""
         if not self.path.endswith(("-packages", ".egg")):
             return  # an .egg-info elsewhere describes the source tree of a person's own
-        modules = {}
         for distribution in self.without_record:
             library = distribution.name()
             text = decoded(distribution.read("top_level.txt"))
-            assumed = [library.partition("-")[0], library.replace("-", "_")]
-            modules[library] = text.split() or assumed
-        for path in paths:
-            stem = path.partition(".")[0]
-            top = stem.partition("/")[0]
-            able = [library for library in modules if top in modules[library]]
-            # Many may share a top-level package. Then google-auth owns google/auth.
-            name = squeezed(stem.replace("/", ""))
-            exact = [library for library in able if squeezed(library) in name]
-            if exact:
-                able = [max(exact, key=len)]
-            for library in able:
-                yield library, [path]
+            tops = text.split() or [library.replace("-", "_")]
+            owned = [path for path in paths if not top_levels([path]).isdisjoint(tops)]
+            if owned:
+                yield library, owned
 
 
 def top_levels(paths: "Iterable[str]") -> "set[str]":
@@ -387,14 +371,12 @@ def has_letters(name: str, module: str) -> bool:
 
 def listed_paths(record: str) -> "set[str]":
     """Return the paths that a RECORD lists: the first field of each line, as in CSV."""
-    if '"' not in record:  # as pip writes it
-        return {line.partition(",")[0] for line in record.split("\n")}
-    paths = set()
-    for line in record.split("\n"):
-        if line.startswith('"'):
-            paths.add(line[1:].partition('",')[0].replace('""', '"'))
-        else:
-            paths.add(line.partition(",")[0])
+    lines = record.split("\n")
+    paths = {line.partition(",")[0] for line in lines}
+    if '"' in record:
+        for line in lines:
+            if line.startswith('"'):
+                paths.add(line[1:].partition('",')[0].replace('""', '"'))
     return paths
 
 
@@ -405,12 +387,12 @@ def ask_packages_distributions(modules: "Paths", _: "Paths") -> "Owned":
     somebody's own knows distributions that do not lie in folders. Then importlib.metadata
     is loaded already. The finder of its backport importlib_metadata is none of those.
     """
-    metadata = sys.modules.get("importlib.metadata")
-    has_finder = False
+    finders = set()
     for finder in sys.meta_path:
-        if hasattr(finder, "find_distributions") and finder is not PathFinder:
-            has_finder |= type(finder).__name__ != "MetadataPathFinder"
-    if modules and metadata and has_finder:
+        if hasattr(finder, "find_distributions"):
+            finders.add(getattr(finder, "__name__", type(finder).__name__))
+    metadata = sys.modules.get("importlib.metadata")
+    if modules and metadata and finders - {"PathFinder", "MetadataPathFinder"}:
         libraries = metadata.packages_distributions()
         for module in modules:
             for name in libraries.get(module, ()):
@@ -531,7 +513,7 @@ def is_host(text: str) -> bool:
 
 
 def is_port(text: str) -> bool:
-    return is_number(text) and len(text) < 6 and 0 < int(text) < 65536
+    return is_number(text) and 0 < int(text[:6]) < 65536
 
 
 def is_prefix(text: str) -> bool:
@@ -547,31 +529,25 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
-class Setting:
-    """The default of a setting, what tells whether a value is right, and that in words."""
-
-    def __init__(
-        self, default: str, is_right: "Callable[[str], bool]", words: str
-    ) -> None:
-        self.default = default
-        self.is_right = is_right
-        self.words = words
-
-
-SETTINGS = {
-    HOST: Setting(
+# The default, what tells whether a value is right, and what is right in words.
+SETTINGS: "dict[str, tuple[str, Callable[[str], bool], str]]" = {
+    HOST: (
         "",
         is_host,
         "a name or an address, without a port: statsd.example, 10.0.0.3 or ::1",
     ),
-    PORT: Setting("9125", is_port, "a whole number from 1 to 65535, such as 9125"),
-    PREFIX: Setting(
+    PORT: (
+        "9125",
+        is_port,
+        "a whole number from 1 to 65535, such as 9125",
+    ),
+    PREFIX: (
         "python_popcon.library_used",
         is_prefix,
         "at most 1000 of A-Z a-z 0-9 _ - with dots between, such as "
         "python_popcon.library_used",
     ),
-    SAMPLE_RATE: Setting(
+    SAMPLE_RATE: (
         "1",
         is_sample_rate,
         "a decimal number above 0 and not above 1, such as 0.1",
@@ -581,11 +557,10 @@ SETTINGS = {
 
 def setting(name: str) -> str:
     """Return the value in force of one of SETTINGS. Raises ValueError if it is wrong."""
-    text = os.environ.get(name, "")
-    if not text:
-        return SETTINGS[name].default
-    if not SETTINGS[name].is_right(text):
-        raise ValueError(f"{name}={text!r}: must be {SETTINGS[name].words}")
+    default, is_right, words = SETTINGS[name]
+    text = os.environ.get(name) or default
+    if text and not is_right(text):
+        raise ValueError(f"{name}={text!r}: must be {words}")
     return text
 
 
@@ -664,17 +639,21 @@ def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
     Some name servers never answer a question about IPv6, so that is asked last.
     """
     socket = standard_socket()
-    # As bytes: for a str it would import the codec idna, whose file may be gone.
-    place = (host.encode("ascii"), port)
+
+    def addresses(family: int) -> "list[tuple[Any, ...]]":
+        # As bytes: for a str it would import the codec idna, whose file may be gone.
+        name = host.encode("ascii")
+        return sorted(socket.getaddrinfo(name, port, family, socket.SOCK_DGRAM))
+
     is_address = ":" in host or host.replace(".", "").isdigit()
     if is_address or host in text_of("/etc/hosts").split():
-        return sorted(socket.getaddrinfo(*place, socket.AF_UNSPEC, socket.SOCK_DGRAM))
+        return addresses(socket.AF_UNSPEC)
     await_name_server(host, TYPE_A)
     try:
-        return list(socket.getaddrinfo(*place, socket.AF_INET, socket.SOCK_DGRAM))
+        return addresses(socket.AF_INET)
     except OSError:
         await_name_server(host, TYPE_AAAA)
-        return list(socket.getaddrinfo(*place, socket.AF_INET6, socket.SOCK_DGRAM))
+        return addresses(socket.AF_INET6)
 
 
 def standard_socket() -> "Any":
@@ -683,9 +662,9 @@ def standard_socket() -> "Any":
     The module socket takes long to import, and gevent may have replaced parts of it.
     """
     if "_socket" not in sys.modules:
-        # The standard library may lie in two places (PYTHONHOME), so look further.
-        folders = STANDARD_FOLDERS + tuple(sys.path)
         spec: Any = BuiltinImporter.find_spec("_socket")
+        # The standard library may lie in two places (PYTHONHOME).
+        folders = STANDARD_FOLDERS + tuple(sys.path)
         spec = spec or PathFinder.find_spec("_socket", folders)
         sys.modules["_socket"] = module_from_spec(spec)
         spec.loader.exec_module(sys.modules["_socket"])
@@ -707,16 +686,16 @@ def await_name_server(host: str, record_type: bytes) -> None:
     getaddrinfo() cannot be interrupted, and takes long if the name server is silent.
     In that case this raises SilentNameServer.
     """
-    servers = []
-    names = [host]
+    settings: dict[str, list[str]] = {}
     for line in text_of("/etc/resolv.conf").split("\n"):
-        keyword, _, values = line.strip().partition(" ")
-        if keyword == "nameserver":
-            servers.append(values.strip())
-        elif keyword == "search":
-            names += [f"{host}.{domain}" for domain in values.split()]
+        keyword = line.split()[:1]
+        if keyword:
+            settings.setdefault(keyword[0], line.split()[1:])
+    names = [host]
+    for domain in settings.get("search", ()):
+        names.append(f"{host}.{domain}")
     socket = standard_socket()
-    for server in servers[:1]:
+    for server in settings.get("nameserver", [])[:1]:
         family = socket.AF_INET6 if ":" in server else socket.AF_INET
         udp = socket.socket(family, socket.SOCK_DGRAM)
         try:
@@ -937,21 +916,15 @@ def register_unseen(function: "Callable[[], None]") -> None:
     values that are known only then. atexit calls last what was registered first.
     """
     traces: list[Any] = []
-    events: list[int] = []
-    ignored: list[object] = []
-    monitoring = getattr(sys, "monitoring", None)  # what pdb may use from 3.14 on
-    debugger = [0]  # its DEBUGGER_ID
-    if monitoring is not None:
-        atexit.register(ignored.extend, map(monitoring.set_events, debugger, events))
-    atexit.register(ignored.extend, map(sys.settrace, traces))
+    unused: list[object] = []
+    atexit.register(unused.extend, map(sys.settrace, traces))
     atexit.register(function)
     atexit.register(sys.settrace, None)
     atexit.register(traces.extend, map(sys.call_tracing, [sys.gettrace], [()]))
-    if monitoring is not None:
-        running = filter(monitoring.get_tool, debugger)
-        atexit.register(ignored.extend, map(monitoring.set_events, running, [0]))
-        running = filter(monitoring.get_tool, debugger)
-        atexit.register(events.extend, map(monitoring.get_events, running))
+    monitoring = getattr(sys, "monitoring", None)
+    if monitoring is not None:  # which pdb may use from Python 3.14 on
+        debuggers = filter(monitoring.get_tool, [monitoring.DEBUGGER_ID])
+        atexit.register(unused.extend, map(monitoring.set_events, debuggers, [0]))
 
 
 def newest_module() -> "tuple[int, object]":
@@ -981,39 +954,28 @@ def ipython_shell() -> "Any":
 
 
 def loaded_by_session(shell: "Any", start: "tuple[str, ...]") -> "dict[Any, object]":
-    """Return the modules in memory, but for what a person's IPython extensions loaded.
+    """Return the modules in memory, without what a person's IPython extensions loaded.
+
+    IPython loads the extensions that its settings name before it runs start-up files.
+    In sys.modules, what a module imports comes before it. So what stands between the
+    shell's own modules and an extension is that extension's.
 
     start: what the name of the first module that is returned begins with
     """
-    chosen = loaded_by_extensions(shell)
+    extensions = getattr(getattr(shell, "extension_manager", None), "loaded", ())
     loaded: dict[Any, object] = {}
+    since_shell: list[Any] = []  # the last module of the shell's own, and what follows
     for name, module in dict(sys.modules).items():
-        has_begun = bool(loaded) or str(name).startswith(start)
-        if has_begun and name not in chosen:
+        if loaded or str(name).startswith(start):
             loaded[name] = module
-    return loaded
-
-
-def loaded_by_extensions(shell: "Any") -> "set[Any]":
-    """Return the names of a person's IPython extensions, and of what they have imported.
-
-    IPython loads the extensions that its settings name before it runs start-up files.
-    In sys.modules, what a module imports comes before it, so all belongs to an extension
-    that comes between it and the last module of the shell's own.
-    """
-    manager = getattr(shell, "extension_manager", None)
-    extensions = getattr(manager, "loaded", ())
-    found: set[Any] = set()
-    since_shell: list[Any] = []
-    has_shell = False
-    for name in list(sys.modules):
-        since_shell.append(name)
         if str(name).startswith(("IPython.", "ipykernel")):
-            has_shell = True
-            since_shell.clear()
-        elif has_shell and name in extensions:
-            found.update(since_shell)
-    return found
+            since_shell = [name]
+        elif since_shell:
+            since_shell.append(name)
+        if name in extensions:
+            for chosen in since_shell[1:]:
+                loaded.pop(chosen, None)
+    return loaded
 
 
 def shell_libraries(files: "Iterable[str]") -> "set[str]":
