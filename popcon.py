@@ -2,19 +2,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """popcon: which installed libraries do people really use, and which does nobody?
 
-When a Python process ends, popcon works out which installed libraries were
-imported in it, and adds one to a global counter for each, over the statsd
-protocol. One UDP datagram like this is all that leaves the process:
+When a Python process ends, and after each cell of IPython, popcon works out which
+installed libraries were imported in it, and adds one to a global counter for each,
+over the statsd protocol. UDP datagrams like this one are all that it sends there:
 
     python_popcon.library_used.numpy:1|c
     python_popcon.library_used.pandas:1|c
 
-It holds no user, process, time or file name, and nothing of a person's own code.
+They hold no user, process, time or file name, and nothing of a person's own code.
 
-Switch it on with 'python popcon.py install', or at the top of a script with
-'import popcon; popcon.setup_reporter()', and by naming the statsd server. Switch
-it off by leaving the host empty, with DO_NOT_TRACK=1, or with
-'python -m popcon uninstall'.
+To switch it on, run 'python popcon.py install', or write at the top of a script
+'import popcon; popcon.setup_reporter()'. Then set the host. To switch it off, leave
+the host empty, set DO_NOT_TRACK=1, or run 'python -m popcon uninstall'.
 
     PYTHON_POPCONTEST_STATSD_HOST         name or address; without it, nothing is sent
     PYTHON_POPCONTEST_STATSD_PORT         default 9125
@@ -24,17 +23,17 @@ it off by leaving the host empty, with DO_NOT_TRACK=1, or with
     PYTHON_POPCONTEST_DEBUG               1: say on stderr what was sent, or why nothing
     DO_NOT_TRACK                          set, and not 0: nothing is ever sent
 
-What runs in people's processes comes first, and follows the data: from sys.modules
-to the files that were executed, to the libraries that own them, to datagrams. Then
-comes the reporter, which decides when that happens. What stands below the line 'the
-command line' runs only for those who type a command.
+The file follows the data: from sys.modules to the files that were executed, to the
+libraries that own them, to datagrams. Then comes the reporter, which decides when. All
+of that runs in people's processes. What stands below the line 'the command line' runs
+only for those who type a command.
 """
 
-# A shell that is told to run this file gets no further than the next line.
+# If somebody runs this file with a shell by mistake, the bracket stops it here.
 __all__ = ("report", "setup_reporter", "used_libraries")
 __version__ = "3.0.0"
 
-# A bare interpreter has loaded all of these, so importing them costs nothing.
+# A bare interpreter has all of these in memory, so importing them costs nothing.
 import _signal  # type: ignore[import-not-found]
 import _thread
 import atexit
@@ -65,7 +64,8 @@ if TYPE_CHECKING:
 
 ModuleType = type(sys)
 
-STANDARD_LIBRARY = os.path.dirname(getattr(os, "__file__", ""))
+# Most of its modules are told by their names, but not _sysconfigdata_*, for instance.
+STANDARD_LIBRARY = os.path.dirname(getattr(os, "__file__", os.sep))
 STANDARD_FOLDERS = (
     STANDARD_LIBRARY,
     os.path.join(STANDARD_LIBRARY, "lib-dynload"),
@@ -76,10 +76,11 @@ STANDARD_FOLDERS = (
 def executed_files(modules: "Mapping[Any, object]") -> "set[str]":
     """Return the files of the modules that were executed.
 
-    The standard library's are left out. So are lazy modules, which are executed only
-    when somebody uses them. If a top-level module has no file, because a loader of
-    somebody's own made it, its name stands for the file.
+    The standard library's are left out, and so are lazy modules, which are executed
+    only when somebody uses them. If a top-level module has no file, since a custom
+    loader made it, its name is returned instead.
     """
+    # () if there are no lazy modules: then nothing is a subclass of it.
     lazy_module = namespace_of(sys.modules.get("importlib.util")).get("_LazyModule", ())
     files = set()
     for name, module in modules.items():
@@ -98,7 +99,7 @@ def executed_files(modules: "Mapping[Any, object]") -> "set[str]":
 
 
 def executed_file(name: str, module: object) -> "str | None":
-    """Return the file of a module, None if it has none or was not executed.
+    """Return the file of an executed module, its name if a custom loader made it.
 
     Raises UnicodeEncodeError for a path that no file can have.
     """
@@ -112,9 +113,9 @@ def executed_file(name: str, module: object) -> "str | None":
             return None
         # Some modules change their __file__, as tlz does. Others have the spec of
         # another module.
-        if spec.has_location and (file is None or spec.name is name):
+        if spec.has_location and (file is None or spec.name == name):
             file = spec.origin
-        if file is None and is_made_without_file(name, spec):
+        if file is None and "." not in name and has_custom_loader(spec):
             return name
     elif name in ("__main__", "__mp_main__"):
         return None  # a script is a person's own; what "python -m" runs has a spec
@@ -124,7 +125,7 @@ def executed_file(name: str, module: object) -> "str | None":
         file = found and found.origin
     if type(file) is not str or os.sep not in file:
         return None  # "<string>", for instance
-    os.fsencode(file)
+    os.fsencode(file)  # raises UnicodeEncodeError
     return file
 
 
@@ -141,24 +142,20 @@ def namespace_of(module: object) -> "dict[str, Any]":
 
 
 def was_executed(spec: "ModuleSpec", namespace: "dict[str, Any]") -> bool:
-    """Tell whether a module was executed, and not merely created.
+    """Tell whether a module was executed, and not merely created from its source.
 
-    The *-nspkg.pth files of older namespace packages create modules from a source
-    that nobody executes. exec() adds __builtins__ to a namespace, and import adds
-    _initializing to a spec.
+    The *-nspkg.pth files of older namespace packages do the latter. exec() adds
+    __builtins__ to a namespace. import adds _initializing to a spec, which is left
+    where a module has put another one in its own place, as transformers does.
     """
     if type(spec.loader) not in (SourceFileLoader, SourcelessFileLoader):
         return True
     return "__builtins__" in namespace or hasattr(spec, "_initializing")
 
 
-def is_made_without_file(name: str, spec: "ModuleSpec") -> bool:
-    """Tell whether a loader of somebody's own made a top-level module.
-
-    Python's own makes namespace packages without a file.
-    """
-    loader = type(spec.loader)
-    return "." not in name and loader.__module__ != "_frozen_importlib_external"
+def has_custom_loader(spec: "ModuleSpec") -> bool:
+    """Tell whether the loader is not the one of Python's namespace packages."""
+    return type(spec.loader).__module__ != "_frozen_importlib_external"
 
 
 # ---- files -> the libraries that own them -------------------------------------------
@@ -168,10 +165,12 @@ READ_LIMIT = 64 << 20  # bytes of a file; no RECORD in use comes near it
 
 
 def owners(new: "set[str]", earlier: "Iterable[str]" = ()) -> "dict[str, set[str]]":
-    """Map each library that owns some new files to the files that it owns.
+    """Map libraries to those of the files that they own.
 
-    new: files, as executed_files() returns them
-    earlier: more files; they are listed for libraries that own a new one as well
+    new: files whose owners are looked for, as executed_files() returns them
+    earlier: more files, which are noted if the owner of a new one owns them as well
+
+    A file may have several owners if one way to ask, of those below, knows them all.
     """
     found: dict[str, set[str]] = {}
     unowned = new.union(earlier)
@@ -195,7 +194,7 @@ def owners(new: "set[str]", earlier: "Iterable[str]" = ()) -> "dict[str, set[str
     names = {name for name in new if os.sep not in name}
     for library, owned in answers(ask_packages_distributions, names, names):
         found.setdefault(library, set()).update(owned)
-    found.pop("", None)  # a library that is editable, or has no valid name
+    found.pop("", None)  # an editable install, or a library without a valid name
     return found
 
 
@@ -211,13 +210,14 @@ def answers(
 
 
 def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
-    """Return the folders with metadata that files were imported from, outer ones first.
+    """Return the folders on sys.path that hold metadata and some of the files.
 
     Outer ones come first since a library owns the libraries that it brings along in a
     folder of its own, even if it puts that folder on sys.path.
     """
     above: set[str] = set()
-    for folder in files:
+    for file in files:
+        folder = file.rpartition(os.sep)[0]
         while folder and folder not in above:
             above.add(folder)
             folder = folder.rpartition(os.sep)[0]
@@ -227,7 +227,8 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
             # The path in full, if it is relative on sys.path.
             path = getattr(finder, "path", path).rstrip(os.sep)
             if path in above:
-                # Python's own finders have listed the folder already.
+                # Python's finder has listed the folder already, and keeps the names in
+                # this attribute. Finders of zip archives do not: those are left out.
                 entry = PathEntry(path, getattr(finder, "_path_cache", ()))
                 if entry.unread:
                     entries.append(entry)
@@ -252,7 +253,7 @@ def paths_below(folder: str, files: "Iterable[str]") -> "dict[str, str]":
 class PathEntry:
     """A folder on sys.path, with the distributions in it.
 
-    unread: distributions whose RECORD was not read
+    unread: distributions whose RECORD has not been read yet
     without_record: distributions that turned out to have none
     """
 
@@ -264,14 +265,15 @@ class PathEntry:
             if name.endswith(METADATA_SUFFIXES):
                 self.unread.add(Distribution(path, name))
 
-    # The ways to ask for owners follow. Each takes the paths of all modules that have
-    # no owner yet, and those of the new ones among them, which decide whom to ask. It
-    # yields libraries, each with those of the paths that it owns.
+    # Ways to ask for owners. Each takes the paths of all modules without an owner, and
+    # among them those of new modules, which decide whom to ask. It yields libraries,
+    # each with the paths that it owns.
 
     def ask_namesakes(self, paths: "Paths", wanted: "Paths") -> "Owned":
-        """Read the RECORDs of distributions that have the name of a module.
+        """Read the RECORDs of distributions that are called like a module.
 
-        To read all RECORDs takes seconds on a network file system.
+        Names come first because reading all RECORDs may take seconds on a network file
+        system.
         """
         tops = {squeezed(top) for top in top_levels(wanted)}
         likely = {one for one in self.unread if one.short_name in tops}
@@ -309,7 +311,7 @@ class PathEntry:
             record = distribution.read("RECORD")
             if not record:
                 self.without_record.append(distribution)
-            # To look at each line of all RECORDs takes longer than to search them.
+            # Search the bytes first: parsing each RECORD is slower, if tops are few.
             may_list = len(tops) > 5 or b'"' in record or record.startswith(tops)
             if may_list or any(b"\n" + top in record for top in tops):
                 listed = listed_paths(decoded(record)).intersection(paths)
@@ -320,7 +322,7 @@ class PathEntry:
         """Read the lists of files that dpkg and conda keep of their packages.
 
         Debian leaves out most RECORDs, and conda some. There a library owns what is in
-        the same package as its metadata.
+        the same package as its metadata. In conda's JSON, paths stand in quotes.
         """
         below = self.path.removeprefix(sys.prefix + os.sep).replace(os.sep, "/")
         for lists, begin, folder in (
@@ -334,7 +336,7 @@ class PathEntry:
                         yield from self.in_package(package, folder, paths)
 
     def in_package(self, package: str, folder: str, paths: "Paths") -> "Owned":
-        """Yield the libraries that a package lists, a path a line, with their paths."""
+        """Yield the libraries in a package, a list with one path per line."""
         for distribution in self.without_record:
             if f"\n{folder}/{distribution.info}" in package:
                 listed = [path for path in paths if f"\n{folder}/{path}\n" in package]
@@ -342,14 +344,14 @@ class PathEntry:
                     yield distribution.name(), listed
 
     def ask_names(self, paths: "Paths", wanted: "Paths") -> "Owned":
-        """Compare the names of libraries without a RECORD with those of modules."""
+        """Look at top-level names alone, for libraries without any list of files."""
         if not self.path.endswith(("-packages", ".egg")):
-            return  # an .egg-info elsewhere describes the source tree of a person's own
+            return  # an .egg-info elsewhere belongs to somebody's own source tree
         for distribution in self.without_record:
             library = distribution.name()
             text = decoded(distribution.read("top_level.txt"))
             tops = text.split() or [library.replace("-", "_")]
-            owned = [path for path in paths if not top_levels([path]).isdisjoint(tops)]
+            owned = [path for path in paths if top_levels([path]) <= set(tops)]
             if owned:
                 yield library, owned
 
@@ -366,7 +368,7 @@ def has_letters(name: str, module: str) -> bool:
     if name[:1] != module[:1]:
         return False  # that would be far-fetched
     rest = iter(name)
-    return all(letter in rest for letter in module)  # goes on behind the last letter
+    return all(letter in rest for letter in module)  # each search goes on from the last
 
 
 def listed_paths(record: str) -> "set[str]":
@@ -381,11 +383,11 @@ def listed_paths(record: str) -> "set[str]":
 
 
 def ask_packages_distributions(modules: "Paths", _: "Paths") -> "Owned":
-    """Ask importlib.metadata about modules that have no file.
+    """Ask importlib.metadata who owns modules without a file, which takes long.
 
-    That takes long, so it is the last resort. It is of use only if a finder of
-    somebody's own knows distributions that do not lie in folders. Then importlib.metadata
-    is loaded already. The finder of its backport importlib_metadata is none of those.
+    This is done only if somebody has a finder of distributions that do not lie in
+    folders, and so has loaded importlib.metadata. Its backport, importlib_metadata,
+    has another finder for those in folders, which does not count.
     """
     finders = set()
     for finder in sys.meta_path:
@@ -410,7 +412,7 @@ class Distribution:
     def read(self, *names: str) -> bytes:
         """Return the content of a metadata file, nothing if it cannot be read.
 
-        Without a name, it is that of the .egg-info itself, which may be a file.
+        Without a name it reads the .egg-info itself, which may be a file.
         """
         return read(os.sep.join([self.folder, self.info, *names]))
 
@@ -421,7 +423,10 @@ class Distribution:
         return header.split("\n")
 
     def name(self) -> str:
-        """Return the normalized name, "" if it is not valid, or editable (PEP 610)."""
+        """Return the normalized name, "" for an editable install, or an invalid name.
+
+        PEP 610 tells what is editable.
+        """
         url = b"".join(self.read("direct_url.json").split())
         if b'"editable":true' in url:
             return ""
@@ -431,7 +436,7 @@ class Distribution:
         return ""
 
     def requirements(self) -> "list[str]":
-        """Return the names of what it requires, but for its extras (PEP 508)."""
+        """Return the names of what it requires, not only for an extra (PEP 508)."""
         names = []
         for line in self.header():
             field, _, name = line.partition(": ")
@@ -443,7 +448,7 @@ class Distribution:
 
 
 def normalized(name: str) -> str:
-    """Return a name as PEP 503 normalizes it, "" if it is not valid, or endless."""
+    """Return a name as PEP 503 normalizes it, "" if it is not valid, or too long."""
     name = name.strip()
     if not is_plain(name, "-_.") or len(name) > 200:
         return ""
@@ -452,7 +457,7 @@ def normalized(name: str) -> str:
 
 
 def is_plain(text: str, others: str) -> bool:
-    """Tell whether a text holds ASCII letters or digits, and of other characters these."""
+    """Tell whether a text has only ASCII letters, digits and these other characters."""
     for character in others:
         text = text.replace(character, "")
     return text.isascii() and text.isalnum()
@@ -493,10 +498,12 @@ def text_of(path: str) -> str:
 
 # ---- libraries -> statsd lines -> datagrams -> socket -------------------------------
 
-DATAGRAM = 1232  # bytes; the smallest IPv6 path, 1280, less the headers of IPv6 and UDP
+DATAGRAM = 1232  # bytes: the smallest IPv6 MTU, 1280, less the headers of IPv6 and UDP
 PATIENCE = 1.0  # seconds that a name server, or another thread, may hold up a report
+SILENCE = 600.0  # seconds until a name server that was silent is asked again
 NAME_SERVER_PORT = 53
 
+# Environment variables, named as those of popularity-contest, which popcon succeeds.
 HOST = "PYTHON_POPCONTEST_STATSD_HOST"
 PORT = "PYTHON_POPCONTEST_STATSD_PORT"
 PREFIX = "PYTHON_POPCONTEST_STATSD_PREFIX"
@@ -513,7 +520,7 @@ def is_host(text: str) -> bool:
 
 
 def is_port(text: str) -> bool:
-    return is_number(text) and 0 < int(text[:6]) < 65536
+    return is_number(text) and len(text) < 6 and 0 < int(text) < 65536
 
 
 def is_prefix(text: str) -> bool:
@@ -529,7 +536,7 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
-# The default, what tells whether a value is right, and what is right in words.
+# The default, what tells whether a value is valid, and in words what is valid.
 SETTINGS: "dict[str, tuple[str, Callable[[str], bool], str]]" = {
     HOST: (
         "",
@@ -565,12 +572,12 @@ def setting(name: str) -> str:
 
 
 def is_on(name: str) -> bool:
-    """Tell whether a setting that is a switch is set, and not 0."""
+    """Tell whether a switch is on: it is set, not to 0, and not empty."""
     return os.environ.get(name, "0") not in ("", "0")
 
 
 def opted_out() -> bool:
-    """Tell whether DO_NOT_TRACK is set, and not 0 (consoledonottrack.com)."""
+    """Tell whether DO_NOT_TRACK is set, if only to nothing (consoledonottrack.com)."""
     return os.environ.get("DO_NOT_TRACK", "0") != "0"
 
 
@@ -633,10 +640,11 @@ def send(packets: "list[bytes]", host: str, port: int) -> None:
 
 
 def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
-    """Return what getaddrinfo() finds, IPv4 first. Raises OSError, SilentNameServer.
+    """Return what getaddrinfo() finds. Raises OSError, or SilentNameServer.
 
-    A server that listens on one family alone listens on IPv4, and UDP does not tell.
-    Some name servers never answer a question about IPv6, so that is asked last.
+    IPv4 comes first, since UDP gives no error if nobody listens, and many servers listen
+    on IPv4 only. IPv6 is looked up only where there is no IPv4 address, since some name
+    servers never answer a question about it.
     """
     socket = standard_socket()
 
@@ -657,7 +665,7 @@ def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
 
 
 def standard_socket() -> "Any":
-    """Return the module _socket, but never a person's own file of that name.
+    """Return the module _socket, the standard library's before any other.
 
     The module socket takes long to import, and gevent may have replaced parts of it.
     """
@@ -666,8 +674,9 @@ def standard_socket() -> "Any":
         # The standard library may lie in two places (PYTHONHOME).
         folders = STANDARD_FOLDERS + tuple(sys.path)
         spec = spec or PathFinder.find_spec("_socket", folders)
-        sys.modules["_socket"] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["_socket"])
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules["_socket"] = module
     return sys.modules["_socket"]
 
 
@@ -681,21 +690,21 @@ TYPE_AAAA = b"\0\x1c"
 
 
 def await_name_server(host: str, record_type: bytes) -> None:
-    """Ask the name server what getaddrinfo() will ask, and wait for an answer.
+    """Ask the first name server what getaddrinfo() may ask, and wait for an answer.
 
     getaddrinfo() cannot be interrupted, and takes long if the name server is silent.
-    In that case this raises SilentNameServer.
+    In that case this raises SilentNameServer. Without resolv.conf it does nothing.
     """
-    settings: dict[str, list[str]] = {}
-    for line in text_of("/etc/resolv.conf").split("\n"):
-        keyword = line.split()[:1]
-        if keyword:
-            settings.setdefault(keyword[0], line.split()[1:])
+    servers: list[str] = []
     names = [host]
-    for domain in settings.get("search", ()):
-        names.append(f"{host}.{domain}")
+    for line in text_of("/etc/resolv.conf").split("\n"):
+        keyword, _, values = " ".join(line.split()).partition(" ")
+        if keyword == "nameserver":
+            servers += values.split()[:1]
+        elif keyword == "search":
+            names = [host] + [f"{host}.{domain}" for domain in values.split()]
     socket = standard_socket()
-    for server in settings.get("nameserver", [])[:1]:
+    for server in servers[:1]:
         family = socket.AF_INET6 if ":" in server else socket.AF_INET
         udp = socket.socket(family, socket.SOCK_DGRAM)
         try:
@@ -704,8 +713,8 @@ def await_name_server(host: str, record_type: bytes) -> None:
             for name in names:
                 udp.send(dns_query(name, record_type))
             for _ in names:
-                number_of_records = udp.recv(512)[6:8]
-                if any(number_of_records):
+                answer_count = udp.recv(512)[6:8]
+                if any(answer_count):
                     break  # getaddrinfo() will ask no further
         except TimeoutError:
             message = f"{host}: the name server is silent for {PATIENCE:g} s"
@@ -739,47 +748,44 @@ class Reporter:
     def __init__(self) -> None:
         self.is_set_up = False
         self.shell: object = None  # the IPython shell that it reports for
-        self.baseline: set[str] | None
-        self.begin()
-        self.baseline = set()  # until it is set up, all that is loaded counts
+        self.begin_process()
+        self.baseline: set[str] | None = set()  # until set_up(), all that is loaded counts
 
-    def begin(self) -> None:
+    def begin_process(self) -> None:
         """Begin for a process in which nothing was used or sent yet."""
         self.lock = _thread.allocate_lock()  # held during a report
         self.sent: set[str] = set()  # libraries
-        self.silent_until = 0.0  # when a name server that was silent may be asked again
+        self.no_look_up_before = 0.0  # in time.monotonic(): the name server was silent
         self.shell_libraries: set[str] = set()
-        self.start_over()
+        self.begin_baseline()
         self.draw = int.from_bytes(os.urandom(6), "big") / 2**48  # from 0 to below 1
 
-    def start_over(self) -> None:
+    def begin_baseline(self) -> None:
         """Make what is loaded now the baseline. What was sent stays sent."""
-        self.newest = newest_module()  # when sys.modules was looked at last
-        # Files, or None while those loaded up to the newest module are not known: to
+        self.last_look = newest_module()
+        # Files, or None until somebody looks at the modules loaded up to last_look: to
         # look at all modules in a forked child would copy many pages of memory.
         self.baseline = None
         self.seen: set[str] = set()  # files beyond the baseline, with known owners
         self.used: set[str] = set()  # libraries
 
     def set_up(self) -> None:
-        """Take the baseline, and see to it that reports are made. Once, but for IPython.
+        """Take the baseline, and arrange for reports.
 
-        Of a new IPython session, what it has loaded by itself becomes baseline as well.
+        Only the first call does so. A later one does something only if an IPython session
+        has begun since: what that loaded by itself becomes baseline as well.
         """
         shell = ipython_shell()
         is_new_session = shell is not None and shell is not self.shell
         if not self.is_set_up:
             self.is_set_up = True
-            self.baseline = executed_files(loaded_by_session(shell, ("",)))
+            self.baseline = executed_files(loaded_since("", shell))
             register_unseen(self.report_at_exit)
             if hasattr(os, "register_at_fork"):
                 os.register_at_fork(after_in_child=self.begin_in_child)
-            self.report_when_workers_end()
-            # A handler of somebody's own stays. Only the main thread may set one.
-            if is_on(SIGTERM) and _signal.getsignal(_signal.SIGTERM) == _signal.SIG_DFL:
-                _signal.signal(_signal.SIGTERM, self.report_at_sigterm)
+            self.report_on_sigterm()
         elif is_new_session and self.baseline is not None:
-            session = loaded_by_session(shell, ("ipykernel", "IPython.terminal.ipapp"))
+            session = loaded_since(("ipykernel", "IPython.terminal.ipapp"), shell)
             self.baseline |= executed_files(session)
         if is_new_session:
             self.shell = shell
@@ -788,8 +794,8 @@ class Reporter:
     def update(self) -> None:
         """Find out which libraries were used since the last time."""
         if self.baseline is None:
-            self.baseline = executed_files(modules_up_to(self.newest))
-        self.newest = newest_module()
+            self.baseline = executed_files(modules_up_to(self.last_look))
+        self.last_look = newest_module()
         new = executed_files(dict(sys.modules)) - self.baseline - self.seen
         if not new:
             return
@@ -805,7 +811,7 @@ class Reporter:
     def report(self) -> "list[str]":
         """Send what was not sent yet, and return those libraries. Never raises."""
         if not self.lock.acquire(timeout=PATIENCE):
-            return []  # another thread is at it
+            return []  # another report is being made
         try:
             return self.send_new()
         except (OSError, ValueError) as error:
@@ -821,10 +827,11 @@ class Reporter:
 
         Raises ValueError if there is nothing to send, OSError if it cannot be sent.
         """
-        if self.baseline is None and newest_module() == self.newest:
+        if self.baseline is None and newest_module() == self.last_look:
+            # Nothing to send, and no page of memory was copied to find that out.
             raise ValueError("nothing was loaded since the last report, or a fork")
         if opted_out():
-            self.start_over()  # what was loaded meanwhile is not sent later either
+            self.begin_baseline()  # what was loaded meanwhile is not sent later either
             raise ValueError("DO_NOT_TRACK is set")
         host = setting(HOST)
         port = int(setting(PORT))
@@ -840,7 +847,7 @@ class Reporter:
             lines[statsd_line(library, prefix, rate)] = library
         if not lines:
             raise ValueError("no library was used, or none since the last report")
-        if time.monotonic() < self.silent_until:
+        if time.monotonic() < self.no_look_up_before:
             raise OSError("the name server was silent a while ago")
         self.send_lines(lines, host, port)
         return list(lines.values())
@@ -851,7 +858,7 @@ class Reporter:
         try:
             send(packets, host, port)
         except SilentNameServer:
-            self.silent_until = time.monotonic() + 600  # seconds
+            self.no_look_up_before = time.monotonic() + SILENCE
             raise
         finally:
             unsent = b"\n".join(packets).split(b"\n")
@@ -860,11 +867,11 @@ class Reporter:
                     self.sent.add(library)
                     debug(f"sent {line.decode()} to {host}:{port}")
 
-    # What follows runs at moments that nobody has asked for, so nothing may escape.
+    # Python, IPython and multiprocessing call what follows: no exception may escape.
 
     def report_at_exit(self) -> None:
         try:
-            self.silent_until = 0.0
+            self.no_look_up_before = 0.0  # it is the last chance
             self.report()
         except BaseException:  # Ctrl-C, for instance: the process is ending already
             debug("stopped")
@@ -872,33 +879,39 @@ class Reporter:
     def report_after_cell(self) -> None:
         """Report what a cell has loaded: a kernel that is killed runs nothing at exit."""
         try:
-            if newest_module() != self.newest:
+            if newest_module() != self.last_look:
                 self.report()
         except BaseException:  # IPython would show it, Ctrl-C too
             debug("stopped")
 
     def begin_in_child(self) -> None:
-        """Begin anew after a fork: what the parent has loaded is the parent's."""
+        """Begin anew after a fork: what the parent has loaded is the parent's.
+
+        Workers of multiprocessing run no atexit functions, but finalizers, and drop those
+        of their parent. So theirs is made when multiprocessing calls after_fork().
+        """
+
+        def after_fork(module: "Any") -> None:
+            # The low priority puts it behind those of the worker's libraries.
+            module.Finalize(None, self.report_at_exit, exitpriority=-100)
+
         try:
-            self.begin()
-            self.report_when_workers_end()
+            self.begin_process()
+            for name in ("multiprocessing.util", "multiprocess.util"):
+                util: Any = sys.modules.get(name)
+                if util is not None:
+                    util.register_after_fork(util, after_fork)
         except Exception as error:
             debug(f"not set up in a child: {error!r}")
 
-    def report_when_workers_end(self) -> None:
-        """Let the workers of multiprocessing report: they run no atexit functions.
-
-        A worker drops the finalizers of its parent, so its own is made after the fork.
-        The low priority puts it behind those of the worker's libraries.
-        """
-
-        def report_at_end(util: "Any") -> None:
-            util.Finalize(None, self.report_at_exit, exitpriority=-100)
-
-        for name in ("multiprocessing.util", "multiprocess.util"):
-            util: Any = sys.modules.get(name)
-            if util is not None:
-                util.register_after_fork(util, report_at_end)
+    def report_on_sigterm(self) -> None:
+        """Let SIGTERM report, if that is switched on, and nobody handles it."""
+        is_unhandled = _signal.getsignal(_signal.SIGTERM) == _signal.SIG_DFL
+        if is_unhandled and is_on(SIGTERM):
+            try:
+                _signal.signal(_signal.SIGTERM, self.report_at_sigterm)
+            except ValueError as error:  # only the main thread may do that
+                debug(f"SIGTERM will not report: {error}")
 
     def report_at_sigterm(self, number: int, frame: object) -> None:
         """Report, and let the signal end the process all the same."""
@@ -910,25 +923,28 @@ class Reporter:
 def register_unseen(function: "Callable[[], None]") -> None:
     """Register a function to be called at exit, unseen by debuggers and coverage.
 
-    A debugger would stop in it otherwise. coverage warns unless its trace function is
-    given back. A function in Python would be seen before it could take a trace function
-    away, so these are in C: extend() lets map() call each of its functions once, with
-    values that are known only then. atexit calls last what was registered first.
+    A debugger would stop in it otherwise, and coverage warns if its trace function is not
+    given back. A function in Python would be seen before it could do anything about
+    that, so all these are in C: extend() lets map() call each function once, with values
+    that are there only at exit. atexit calls last what was registered first.
     """
     traces: list[Any] = []
-    unused: list[object] = []
-    atexit.register(unused.extend, map(sys.settrace, traces))
+    ignored: list[object] = []
+    # At last, the trace function is given back.
+    atexit.register(ignored.extend, map(sys.settrace, traces))
     atexit.register(function)
+    # Before that, it is taken away. call_tracing() just calls gettrace() here.
     atexit.register(sys.settrace, None)
     atexit.register(traces.extend, map(sys.call_tracing, [sys.gettrace], [()]))
+    # First, pdb is told of no more events, if it uses sys.monitoring, as from 3.14 on.
     monitoring = getattr(sys, "monitoring", None)
-    if monitoring is not None:  # which pdb may use from Python 3.14 on
+    if monitoring is not None:
         debuggers = filter(monitoring.get_tool, [monitoring.DEBUGGER_ID])
-        atexit.register(unused.extend, map(monitoring.set_events, debuggers, [0]))
+        atexit.register(ignored.extend, map(monitoring.set_events, debuggers, [0]))
 
 
 def newest_module() -> "tuple[int, object]":
-    """Return what tells when a module was loaded, without a look at any of them."""
+    """Return what changes when a module is loaded, without a look at any module."""
     return len(sys.modules), next(reversed(sys.modules), None)
 
 
@@ -936,12 +952,12 @@ def modules_up_to(newest: "tuple[int, Any]") -> "dict[Any, object]":
     """Return the modules that were loaded when newest_module() returned this."""
     number, name = newest
     modules = dict(sys.modules)
-    names = list(modules)  # in the order of their import
+    names = list(modules)  # in the order in which their imports ended
     if name in modules:
         number = names.index(name) + 1  # some before it may have been removed since
     else:
-        number -= 1
-    return {name: modules[name] for name in names[:number]}
+        number -= 1  # it was removed itself
+    return {key: modules[key] for key in names[:number]}
 
 
 def ipython_shell() -> "Any":
@@ -953,35 +969,47 @@ def ipython_shell() -> "Any":
     return shell.instance()
 
 
-def loaded_by_session(shell: "Any", start: "tuple[str, ...]") -> "dict[Any, object]":
-    """Return the modules in memory, without what a person's IPython extensions loaded.
+def loaded_since(start: "str | tuple[str, ...]", shell: "Any") -> "dict[Any, object]":
+    """Return the modules in memory, but for what a person's IPython extensions loaded.
 
-    IPython loads the extensions that its settings name before it runs start-up files.
-    In sys.modules, what a module imports comes before it. So what stands between the
-    shell's own modules and an extension is that extension's.
+    start: what the name of the first one begins with; "" for all
+    """
+    chosen = loaded_by_extensions(shell)
+    modules: dict[Any, object] = {}
+    for name, module in dict(sys.modules).items():
+        has_begun = bool(modules) or str(name).startswith(start)
+        if has_begun and name not in chosen:
+            modules[name] = module
+    return modules
 
-    start: what the name of the first module that is returned begins with
+
+def loaded_by_extensions(shell: "Any") -> "set[Any]":
+    """Return the names of the extensions in IPython's settings, and of their imports.
+
+    IPython loads them before it runs start-up files. A module comes into sys.modules
+    behind those that it imports, as import puts it there anew when it is done. So what
+    stands between an extension and the last module of the shell is the extension's.
     """
     extensions = getattr(getattr(shell, "extension_manager", None), "loaded", ())
-    loaded: dict[Any, object] = {}
-    since_shell: list[Any] = []  # the last module of the shell's own, and what follows
-    for name, module in dict(sys.modules).items():
-        if loaded or str(name).startswith(start):
-            loaded[name] = module
+    found: set[Any] = set()
+    since_shell: list[Any] = []  # empty, or the last module of the shell and the next ones
+    for name in list(sys.modules):
         if str(name).startswith(("IPython.", "ipykernel")):
             since_shell = [name]
         elif since_shell:
             since_shell.append(name)
         if name in extensions:
-            for chosen in since_shell[1:]:
-                loaded.pop(chosen, None)
-    return loaded
+            found.update(since_shell[1:])
+    return found
 
 
 def shell_libraries(files: "Iterable[str]") -> "set[str]":
-    """Return IPython, ipykernel and all that they require: nobody chose to load these.
+    """Return IPython, ipykernel and all that they require.
 
-    files: what was imported from the folders in which they are installed
+    In a session, that somebody imports one of these cannot be told from the shell's own
+    imports.
+
+    files: imported ones, which tell the folders to search
     """
     distributions = {}
     for entry in path_entries(files):
@@ -998,9 +1026,9 @@ def shell_libraries(files: "Iterable[str]") -> "set[str]":
     return required
 
 
-# One process, one reporter: the module may be imported again, by Spyder and Streamlit
-# for instance, or reloaded. Then the last copy's code goes on with the first one's state,
-# so an attribute must keep its meaning from one version to the next.
+# One process, one reporter: the module may be reloaded, or imported again, as Spyder and
+# Streamlit do. sys survives that. Then the last copy's code goes on with the first one's
+# state, so an attribute must keep its meaning from one version to the next.
 _reporter: Reporter = vars(sys).setdefault("_popcon_reporter", Reporter())
 _reporter.__class__ = Reporter
 
@@ -1027,8 +1055,8 @@ def used_libraries() -> "set[str]":
 def report() -> "list[str]":
     """Send now what was not sent yet, and return the names that were sent.
 
-    It is for a server that never exits, for instance. Never raises: the setting
-    PYTHON_POPCONTEST_DEBUG tells why nothing was sent. That is tried again next time.
+    It is for a server that never exits, for instance. Never raises. The setting
+    PYTHON_POPCONTEST_DEBUG tells why nothing was sent, and the next call tries again.
     """
     return _reporter.report()
 

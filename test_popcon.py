@@ -40,7 +40,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import repeat, starmap
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
