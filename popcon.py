@@ -47,7 +47,11 @@ if sys.hexversion < 0x030A0000:
     raise ImportError("popcon needs Python 3.10 or later") from None
 
 from _frozen_importlib import BuiltinImporter, ModuleSpec, module_from_spec
-from _frozen_importlib_external import PathFinder, SourceFileLoader, SourcelessFileLoader
+from _frozen_importlib_external import (
+    PathFinder,
+    SourceFileLoader,
+    SourcelessFileLoader,
+)
 
 # Only type checkers read this: importing typing takes longer than all of popcon.
 TYPE_CHECKING = False
@@ -112,8 +116,8 @@ def executed_file(name: str, module: object) -> "str | None":
         if not was_executed(spec, namespace):
             return None
         # Some modules change their __file__, as tlz does. Others have the spec of
-        # another module.
-        if spec.has_location and (file is None or spec.name == name):
+        # another module. (== could run code of somebody's own.)
+        if spec.has_location and (file is None or spec.name is name):
             file = spec.origin
         if file is None and "." not in name and has_custom_loader(spec):
             return name
@@ -238,7 +242,7 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
 
 
 def paths_below(folder: str, files: "Iterable[str]") -> "dict[str, str]":
-    """Map paths relative to the folder, as in RECORD, to the files that lie below it."""
+    """Map paths relative to the folder, as in RECORD, to the files below it."""
     start = folder + os.sep
     paths = {}
     for file in files:
@@ -304,7 +308,7 @@ class PathEntry:
     def ask_records(
         self, distributions: "set[Distribution]", paths: "Paths", wanted: "Paths"
     ) -> "Owned":
-        """Read RECORDs, and yield the libraries that list some of the paths (PEP 376)."""
+        """Read RECORDs (PEP 376), and yield the libraries that list some paths."""
         self.unread = self.unread - distributions
         tops = tuple(map(os.fsencode, top_levels(wanted)))
         for distribution in distributions:
@@ -543,27 +547,19 @@ SETTINGS: "dict[str, tuple[str, Callable[[str], bool], str]]" = {
         is_host,
         "a name or an address, without a port: statsd.example, 10.0.0.3 or ::1",
     ),
-    PORT: (
-        "9125",
-        is_port,
-        "a whole number from 1 to 65535, such as 9125",
-    ),
+    PORT: ("9125", is_port, "a whole number from 1 to 65535, such as 9125"),
     PREFIX: (
         "python_popcon.library_used",
         is_prefix,
         "at most 1000 of A-Z a-z 0-9 _ - with dots between, such as "
         "python_popcon.library_used",
     ),
-    SAMPLE_RATE: (
-        "1",
-        is_sample_rate,
-        "a decimal number above 0 and not above 1, such as 0.1",
-    ),
+    SAMPLE_RATE: ("1", is_sample_rate, "a number above 0 and up to 1, such as 0.1"),
 }
 
 
 def setting(name: str) -> str:
-    """Return the value in force of one of SETTINGS. Raises ValueError if it is wrong."""
+    """Return the value in force of one of SETTINGS. Raises ValueError if invalid."""
     default, is_right, words = SETTINGS[name]
     text = os.environ.get(name) or default
     if text and not is_right(text):
@@ -642,9 +638,8 @@ def send(packets: "list[bytes]", host: str, port: int) -> None:
 def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
     """Return what getaddrinfo() finds. Raises OSError, or SilentNameServer.
 
-    IPv4 comes first, since UDP gives no error if nobody listens, and many servers listen
-    on IPv4 only. IPv6 is looked up only where there is no IPv4 address, since some name
-    servers never answer a question about it.
+    IPv4 comes first: many servers listen on nothing else, and UDP does not tell. IPv6 is
+    looked up only where there is no IPv4: some name servers never answer about it.
     """
     socket = standard_socket()
 
@@ -749,7 +744,8 @@ class Reporter:
         self.is_set_up = False
         self.shell: object = None  # the IPython shell that it reports for
         self.begin_process()
-        self.baseline: set[str] | None = set()  # until set_up(), all that is loaded counts
+        # Until set_up(), all that is loaded counts.
+        self.baseline: set[str] | None = set()
 
     def begin_process(self) -> None:
         """Begin for a process in which nothing was used or sent yet."""
@@ -770,10 +766,10 @@ class Reporter:
         self.used: set[str] = set()  # libraries
 
     def set_up(self) -> None:
-        """Take the baseline, and arrange for reports.
+        """Take the baseline, and arrange for reports, at the first call.
 
-        Only the first call does so. A later one does something only if an IPython session
-        has begun since: what that loaded by itself becomes baseline as well.
+        A later one does something only if an IPython session has begun since: what that
+        loaded by itself becomes baseline as well.
         """
         shell = ipython_shell()
         is_new_session = shell is not None and shell is not self.shell
@@ -783,6 +779,7 @@ class Reporter:
             register_unseen(self.report_at_exit)
             if hasattr(os, "register_at_fork"):
                 os.register_at_fork(after_in_child=self.begin_in_child)
+            self.report_when_workers_end()
             self.report_on_sigterm()
         elif is_new_session and self.baseline is not None:
             session = loaded_since(("ipykernel", "IPython.terminal.ipapp"), shell)
@@ -877,7 +874,7 @@ class Reporter:
             debug("stopped")
 
     def report_after_cell(self) -> None:
-        """Report what a cell has loaded: a kernel that is killed runs nothing at exit."""
+        """Report what a cell has loaded: a killed kernel runs nothing at exit."""
         try:
             if newest_module() != self.last_look:
                 self.report()
@@ -885,24 +882,27 @@ class Reporter:
             debug("stopped")
 
     def begin_in_child(self) -> None:
-        """Begin anew after a fork: what the parent has loaded is the parent's.
-
-        Workers of multiprocessing run no atexit functions, but finalizers, and drop those
-        of their parent. So theirs is made when multiprocessing calls after_fork().
-        """
-
-        def after_fork(module: "Any") -> None:
-            # The low priority puts it behind those of the worker's libraries.
-            module.Finalize(None, self.report_at_exit, exitpriority=-100)
-
+        """Begin anew after a fork: what the parent has loaded is the parent's."""
         try:
             self.begin_process()
-            for name in ("multiprocessing.util", "multiprocess.util"):
-                util: Any = sys.modules.get(name)
-                if util is not None:
-                    util.register_after_fork(util, after_fork)
+            self.report_when_workers_end()
         except Exception as error:
             debug(f"not set up in a child: {error!r}")
+
+    def report_when_workers_end(self) -> None:
+        """Let the workers of multiprocessing report: they run no atexit functions.
+
+        They run finalizers, but drop those that were made before they have begun. The
+        low priority puts this one behind those of the worker's libraries.
+        """
+
+        def make_finalizer(module: "Any") -> None:
+            module.Finalize(None, self.report_at_exit, exitpriority=-100)
+
+        for name in ("multiprocessing.util", "multiprocess.util"):
+            util: Any = sys.modules.get(name)
+            if util is not None:
+                util.register_after_fork(util, make_finalizer)
 
     def report_on_sigterm(self) -> None:
         """Let SIGTERM report, if that is switched on, and nobody handles it."""
@@ -923,9 +923,9 @@ class Reporter:
 def register_unseen(function: "Callable[[], None]") -> None:
     """Register a function to be called at exit, unseen by debuggers and coverage.
 
-    A debugger would stop in it otherwise, and coverage warns if its trace function is not
-    given back. A function in Python would be seen before it could do anything about
-    that, so all these are in C: extend() lets map() call each function once, with values
+    A debugger would stop in it otherwise, and coverage warns if its trace function is
+    not given back. A function in Python would be seen before it could do anything about
+    that, so all others are in C: extend() lets map() call each of them once, with values
     that are there only at exit. atexit calls last what was registered first.
     """
     traces: list[Any] = []
@@ -992,7 +992,7 @@ def loaded_by_extensions(shell: "Any") -> "set[Any]":
     """
     extensions = getattr(getattr(shell, "extension_manager", None), "loaded", ())
     found: set[Any] = set()
-    since_shell: list[Any] = []  # empty, or the last module of the shell and the next ones
+    since_shell: list[Any] = []  # the last module of the shell, and those after it
     for name in list(sys.modules):
         if str(name).startswith(("IPython.", "ipykernel")):
             since_shell = [name]
@@ -1026,9 +1026,9 @@ def shell_libraries(files: "Iterable[str]") -> "set[str]":
     return required
 
 
-# One process, one reporter: the module may be reloaded, or imported again, as Spyder and
-# Streamlit do. sys survives that. Then the last copy's code goes on with the first one's
-# state, so an attribute must keep its meaning from one version to the next.
+# One process, one reporter: Spyder and Streamlit import the module again, others reload
+# it, but sys stays. Then the last copy's code goes on with the first one's state. So an
+# attribute must keep its meaning from one version to the next.
 _reporter: Reporter = vars(sys).setdefault("_popcon_reporter", Reporter())
 _reporter.__class__ = Reporter
 

@@ -1793,7 +1793,9 @@ class TestShells(Case):
         self.write(self.site, {"popcon.py": source})
         for name in ("beta", "gamma"):
             self.install(name, f"{name}.py")
-        copied = f"import popcon; open(popcon.__file__, 'w').write({newer!r})"
+        (self.folder / "newer.py").write_text(newer, encoding="utf-8")
+        copied = "import popcon, shutil; shutil.copy"
+        copied += f"({str(self.folder / 'newer.py')!r}, popcon.__file__);"
         out = self.kernel(
             "%load_ext autoreload",
             "%autoreload 2",
