@@ -351,13 +351,23 @@ class PathEntry:
         """Look at top-level names alone, for libraries without any list of files."""
         if not self.path.endswith(("-packages", ".egg")):
             return  # an .egg-info elsewhere belongs to somebody's own source tree
+        top_names = {}
         for distribution in self.without_record:
             library = distribution.name()
             text = decoded(distribution.read("top_level.txt"))
-            tops = text.split() or [library.replace("-", "_")]
-            owned = [path for path in paths if top_levels([path]) <= set(tops)]
-            if owned:
-                yield library, owned
+            guess = [library.partition("-")[0], library.replace("-", "_")]
+            top_names[library] = text.split() or guess
+        for path in paths:
+            stem = path.partition(".")[0]
+            top = stem.partition("/")[0]
+            able = [library for library in top_names if top in top_names[library]]
+            # Many may share a top-level package. Then google-auth owns google/auth.
+            name = squeezed(stem.replace("/", ""))
+            exact = [library for library in able if squeezed(library) in name]
+            if exact:
+                able = [max(exact, key=len)]
+            for library in able:
+                yield library, [path]
 
 
 def top_levels(paths: "Iterable[str]") -> "set[str]":
@@ -649,7 +659,7 @@ def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
         return sorted(socket.getaddrinfo(name, port, family, socket.SOCK_DGRAM))
 
     is_address = ":" in host or host.replace(".", "").isdigit()
-    if is_address or host in text_of("/etc/hosts").split():
+    if is_address or is_in_hosts_file(host):
         return addresses(socket.AF_UNSPEC)
     await_name_server(host, TYPE_A)
     try:
@@ -657,6 +667,13 @@ def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
     except OSError:
         await_name_server(host, TYPE_AAAA)
         return addresses(socket.AF_INET6)
+
+
+def is_in_hosts_file(host: str) -> bool:
+    for line in text_of("/etc/hosts").split("\n"):
+        if host in line.partition("#")[0].split()[1:]:
+            return True
+    return False
 
 
 def standard_socket() -> "Any":
@@ -691,13 +708,13 @@ def await_name_server(host: str, record_type: bytes) -> None:
     In that case this raises SilentNameServer. Without resolv.conf it does nothing.
     """
     servers: list[str] = []
-    names = [host]
+    names = {host.strip(".")}
     for line in text_of("/etc/resolv.conf").split("\n"):
         keyword, _, values = " ".join(line.split()).partition(" ")
         if keyword == "nameserver":
             servers += values.split()[:1]
         elif keyword == "search":
-            names = [host] + [f"{host}.{domain}" for domain in values.split()]
+            names.update([f"{host}.{domain}".strip(".") for domain in values.split()])
     socket = standard_socket()
     for server in servers[:1]:
         family = socket.AF_INET6 if ":" in server else socket.AF_INET
@@ -1011,18 +1028,18 @@ def shell_libraries(files: "Iterable[str]") -> "set[str]":
 
     files: imported ones, which tell the folders to search
     """
-    distributions = {}
+    installed: dict[str, list[Distribution]] = {}
     for entry in path_entries(files):
         for distribution in entry.unread:
-            distributions[distribution.short_name] = distribution
+            installed.setdefault(distribution.short_name, []).append(distribution)
     required: set[str] = set()
     queue = ["ipython", "ipykernel"]
     while queue:
         library = queue.pop()
-        found = distributions.get(squeezed(library))
-        if found is not None and library not in required:
+        if library not in required:
             required.add(library)
-            queue += found.requirements()
+            for distribution in installed.get(squeezed(library), ()):
+                queue += distribution.requirements()
     return required
 
 
