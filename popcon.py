@@ -67,6 +67,8 @@ if TYPE_CHECKING:
 # ---- sys.modules -> the files that were executed ------------------------------------
 
 ModuleType = type(sys)
+# What reads the namespace of a module, even if its class has another __dict__.
+NAMESPACE = vars(ModuleType)["__dict__"]
 
 # Most of its modules are told by their names, but not _sysconfigdata_*, for instance.
 STANDARD_LIBRARY = os.path.dirname(getattr(os, "__file__", os.sep))
@@ -141,8 +143,7 @@ def namespace_of(module: object) -> "dict[str, Any]":
     """
     if not issubclass(type(module), ModuleType):
         return {}
-    namespace: dict[str, Any] = object.__getattribute__(module, "__dict__")
-    return namespace or {}  # a module that was never initialized has None
+    return NAMESPACE.__get__(module) or {}  # None in one that was never initialized
 
 
 def was_executed(spec: "ModuleSpec", namespace: "dict[str, Any]") -> bool:
@@ -349,7 +350,7 @@ class PathEntry:
 
     def ask_names(self, paths: "Paths", wanted: "Paths") -> "Owned":
         """Look at top-level names alone, for libraries without any list of files."""
-        if not self.path.endswith(("-packages", ".egg")):
+        if not self.path.endswith(("site-packages", "dist-packages", ".egg")):
             return  # an .egg-info elsewhere belongs to somebody's own source tree
         top_names = {}
         for distribution in self.without_record:
@@ -658,8 +659,7 @@ def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
         name = host.encode("ascii")
         return sorted(socket.getaddrinfo(name, port, family, socket.SOCK_DGRAM))
 
-    is_address = ":" in host or host.replace(".", "").isdigit()
-    if is_address or is_in_hosts_file(host):
+    if is_address(host) or is_in_hosts_file(host):
         return addresses(socket.AF_UNSPEC)
     await_name_server(host, TYPE_A)
     try:
@@ -667,6 +667,12 @@ def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
     except OSError:
         await_name_server(host, TYPE_AAAA)
         return addresses(socket.AF_INET6)
+
+
+def is_address(host: str) -> bool:
+    """Tell whether getaddrinfo() takes a host for an address, and asks nobody."""
+    parts = host.split(".")
+    return ":" in host or all(is_number(part) and int(part) < 256 for part in parts)
 
 
 def is_in_hosts_file(host: str) -> bool:
@@ -705,18 +711,18 @@ def await_name_server(host: str, record_type: bytes) -> None:
     """Ask the first name server what getaddrinfo() may ask, and wait for an answer.
 
     getaddrinfo() cannot be interrupted, and takes long if the name server is silent.
-    In that case this raises SilentNameServer. Without resolv.conf it does nothing.
+    In that case this raises SilentNameServer.
     """
     servers: list[str] = []
     names = {host.strip(".")}
     for line in text_of("/etc/resolv.conf").split("\n"):
-        keyword, _, values = " ".join(line.split()).partition(" ")
-        if keyword == "nameserver":
-            servers += values.split()[:1]
-        elif keyword == "search":
-            names.update([f"{host}.{domain}".strip(".") for domain in values.split()])
+        words = line.split()
+        if words[:1] == ["nameserver"]:
+            servers += words[1:2]
+        elif words[:1] == ["search"]:
+            names.update([f"{host}.{domain}".strip(".") for domain in words[1:]])
     socket = standard_socket()
-    for server in servers[:1]:
+    for server in servers[:1] or ["127.0.0.1"]:
         family = socket.AF_INET6 if ":" in server else socket.AF_INET
         udp = socket.socket(family, socket.SOCK_DGRAM)
         try:
@@ -767,6 +773,7 @@ class Reporter:
     def begin_process(self) -> None:
         """Begin for a process in which nothing was used or sent yet."""
         self.lock = _thread.allocate_lock()  # held during a report
+        self.is_ending = False  # by SIGTERM, which came during a report
         self.sent: set[str] = set()  # libraries
         self.no_look_up_before = 0.0  # in time.monotonic(): the name server was silent
         self.shell_libraries: set[str] = set()
@@ -795,9 +802,13 @@ class Reporter:
             self.baseline = executed_files(loaded_since("", shell))
             register_unseen(self.report_at_exit)
             if hasattr(os, "register_at_fork"):
-                os.register_at_fork(after_in_child=self.begin_in_child)
+                os.register_at_fork(
+                    before=self.release_sigterm,
+                    after_in_parent=self.handle_sigterm,
+                    after_in_child=self.begin_in_child,
+                )
             self.report_when_workers_end()
-            self.report_on_sigterm()
+            self.handle_sigterm()
         elif is_new_session and self.baseline is not None:
             session = loaded_since(("ipykernel", "IPython.terminal.ipapp"), shell)
             self.baseline |= executed_files(session)
@@ -834,6 +845,8 @@ class Reporter:
             debug(f"nothing sent: {error!r}")
         finally:
             self.lock.release()
+            if self.is_ending:
+                os.kill(os.getpid(), _signal.SIGTERM)
         return []
 
     def send_new(self) -> "list[str]":
@@ -846,6 +859,7 @@ class Reporter:
             raise ValueError("nothing was loaded since the last report, or a fork")
         if opted_out():
             self.begin_baseline()  # what was loaded meanwhile is not sent later either
+            self.baseline = executed_files(dict(sys.modules))
             raise ValueError("DO_NOT_TRACK is set")
         host = setting(HOST)
         port = int(setting(PORT))
@@ -903,6 +917,9 @@ class Reporter:
         try:
             self.begin_process()
             self.report_when_workers_end()
+            self.release_sigterm()
+            if "multiprocessing.process" not in sys.modules:
+                self.handle_sigterm()
         except Exception as error:
             debug(f"not set up in a child: {error!r}")
 
@@ -921,20 +938,35 @@ class Reporter:
             if util is not None:
                 util.register_after_fork(util, make_finalizer)
 
-    def report_on_sigterm(self) -> None:
+    # Of SIGTERM. Workers of multiprocessing keep its default handler: a pool sends it to
+    # them when they may be about to wait for a task. A handler in Python would come too
+    # late then, they would wait for ever, and so would the pool.
+
+    def handle_sigterm(self) -> None:
         """Let SIGTERM report, if that is switched on, and nobody handles it."""
+        is_worker = "--multiprocessing-fork" in sys.orig_argv
         is_unhandled = _signal.getsignal(_signal.SIGTERM) == _signal.SIG_DFL
-        if is_unhandled and is_on(SIGTERM):
-            try:
-                _signal.signal(_signal.SIGTERM, self.report_at_sigterm)
-            except ValueError as error:  # only the main thread may do that
-                debug(f"SIGTERM will not report: {error}")
+        if is_on(SIGTERM) and is_unhandled and not is_worker:
+            self.set_sigterm(self.report_at_sigterm)
+
+    def release_sigterm(self) -> None:
+        """Let SIGTERM end the process at once again."""
+        if _signal.getsignal(_signal.SIGTERM) == self.report_at_sigterm:
+            self.set_sigterm(_signal.SIG_DFL)
+
+    def set_sigterm(self, handler: "Any") -> None:
+        try:
+            _signal.signal(_signal.SIGTERM, handler)
+        except ValueError as error:  # only the main thread may do that
+            debug(f"cannot change what SIGTERM does: {error}")
 
     def report_at_sigterm(self, number: int, frame: object) -> None:
-        """Report, and let the signal end the process all the same."""
-        self.report_at_exit()
-        _signal.signal(number, _signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        """Report, and end by the signal all the same."""
+        self.is_ending = self.lock.locked()
+        if not self.is_ending:  # else report() raises the signal anew when it is done
+            self.report_at_exit()
+            self.release_sigterm()
+            os.kill(os.getpid(), number)
 
 
 def register_unseen(function: "Callable[[], None]") -> None:

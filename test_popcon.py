@@ -3724,35 +3724,78 @@ class TestSigterm(Libraries):
             """
         self.assertEqual(self.run_program(code, **self.ON), (["alpha"], "", "", 0))
 
-    def test_children_and_workers_that_get_it_report(self) -> None:
+    def test_a_child_that_gets_it_reports(self) -> None:
         code = """
-            import multiprocessing, os, signal, sys, time
+            import os, signal
+            import popcon; popcon.setup_reporter()
+            import alpha
+            child = os.fork()
+            if not child:
+                import beta
+                os.kill(os.getpid(), signal.SIGTERM)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            os.kill(os.getpid(), signal.SIGTERM)
+            """
+        names, out, err, status = self.run_program(code, **self.ON)
+        self.assertEqual((names, err, status), (["alpha", "beta"], "", -15))
+        self.assertEqual(out.replace("\n", ""), "")
+
+    def run_workers(self, method: str) -> list[str]:
+        """Terminate a worker of multiprocessing at work; return what was sent."""
+        code = f"""
+            import multiprocessing, time
             import popcon; popcon.setup_reporter()
             def work(connection):
                 import beta
                 connection.send(0)
                 time.sleep(60)
-            def run():
-                context = multiprocessing.get_context("fork")
+            if __name__ == "__main__":
+                context = multiprocessing.get_context({method!r})
                 ours, theirs = context.Pipe()
                 process = context.Process(target=work, args=[theirs])
                 process.start()
                 ours.recv()
                 process.terminate()
                 process.join()
-                print(process.exitcode)
-                child = os.fork()
-                if not child:
-                    import gamma
-                    os.kill(os.getpid(), signal.SIGTERM)
-                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-            run()
+                assert process.exitcode == -15
+                import alpha, os, signal
+                os.kill(os.getpid(), signal.SIGTERM)
             """
-        with Server() as server:
-            self.write(self.own, {"program.py": textwrap.dedent(code)})
-            ended = self.run_python("program.py", **server.settings | self.ON)
-            self.assertEqual(server.names(), ["beta", "gamma"])
-        self.assertEqual((ended.stdout, ended.stderr), ("-15\n-15\n", ""))
+        names, _, err, status = self.run_program(code, **self.ON)
+        self.assertEqual((err, status), ("", -15))
+        return names
+
+    def test_workers_of_multiprocessing_are_left_alone(self) -> None:
+        self.assertEqual(self.run_workers("fork"), ["alpha"])
+        self.assertEqual(self.run_workers("spawn"), ["alpha"])
+
+    def test_a_pool_ends_its_workers(self) -> None:
+        code = """
+            import multiprocessing
+            import popcon; popcon.setup_reporter()
+            import alpha
+            context = multiprocessing.get_context("fork")
+            for _ in range(60):
+                with context.Pool(4) as pool:
+                    pool.map(abs, range(20))
+            """
+        ended = self.run_program(code, **self.ON)
+        self.assertEqual(ended, (["alpha"], "", "", 0))
+
+    def test_one_that_comes_during_a_report_ends_the_process_after_it(self) -> None:
+        code = """
+            import alpha, os, popcon, signal
+            read = popcon.read
+            def interrupted(path):
+                popcon.read = read
+                os.kill(os.getpid(), signal.SIGTERM)
+                return read(path)
+            popcon.read = interrupted
+            popcon.report()
+            print("never printed")
+            """
+        ended = self.run_with_popcon(code, **self.ON)
+        self.assertEqual(ended, (["alpha"], "", "", -signal.SIGTERM))
 
     @unittest.skipUnless(RELATIVES, "needs POPCON_TEST_RELATIVES, a python with uvicorn")
     def test_uvicorn_reports_for_it_raises_the_signal_after_its_own_handler(self) -> None:
