@@ -2052,7 +2052,6 @@ def full_name(namespace: "bytes | None", library: bytes) -> bytes:
 if TYPE_CHECKING:
     Labels = frozenset[tuple[str, str]]  # of a series, its name among them
     Samples = list[tuple[float, float]]  # times in seconds since 1970, and values
-    Graph = dict[str, set[str]]  # of each library those that require it
 
 CAN_GO = {"unused", "rare"}
 # What the workers of these import is not known: they are killed, or end by os._exit().
@@ -2155,17 +2154,12 @@ class Window:
     """A time up to now, as PromQL writes it, such as 90d."""
 
     def __init__(self, text: str) -> None:
-        import re
-        from argparse import ArgumentTypeError
-
-        found = re.fullmatch("([0-9]{1,9})(ms|[smhdwy])", text)
-        if not found or int(found[1]) == 0:
-            raise ArgumentTypeError(
-                f"{text!r} must be a number above 0 with a unit, such as 90d or 12h"
-            )
+        words = "a number above 0 with a unit, such as 90d or 12h"
+        check("[1-9][0-9]{0,8}(ms|[smhdwy])", text, words)
+        number = text.rstrip("mshdwy")
         self.text = text
-        self.unit = UNITS[found[2]]  # seconds
-        self.seconds = int(found[1]) * self.unit
+        self.unit = UNITS[text.removeprefix(number)]  # seconds
+        self.seconds = int(number) * self.unit
 
     def in_its_unit(self, seconds: float) -> str:
         """Return another time, rounded down, in the same unit or a smaller one."""
@@ -2224,19 +2218,16 @@ def metric_name() -> str:
 
 def exporter_counts(options: "argparse.Namespace", now: float) -> Counts:
     """Return what statsd_exporter or collect has counted, at a URL or in a file."""
-    import re
-
     if options.match:
         raise OSError("--match is for --prometheus; --metrics are taken as they are")
     text = metrics_text(options)
     counts = Counts()
     starts = []
     for name, labels, value in metrics_in(text):
-        library = re.search(r'(?:^|,)\s*library="([\w.-]+)"', labels)
         if name == "process_start_time_seconds":
             starts.append(value)
-        elif name == options.metric and library:
-            counts.add(library[1], value)
+        elif name == options.metric:
+            counts.add(labels.get("library", ""), value)
     if not starts or not text.endswith("\n"):  # as the format wants it
         begin = readable(text, 60)
         raise OSError(f"that is no exporter's /metrics, or not all of it: {begin!r}")
@@ -2258,15 +2249,16 @@ def metrics_text(options: "argparse.Namespace") -> str:
         return file.read(ANSWER_LIMIT)
 
 
-def metrics_in(text: str) -> "Iterator[tuple[str, str, float]]":
+def metrics_in(text: str) -> "Iterator[tuple[str, dict[str, str], float]]":
     """Yield the name, the labels and the value of each sample in an exporter's text."""
     import re
 
-    string = r'"(?:[^"\\\n]|\\.)*"'
+    string = r'"((?:[^"\\\n]|\\.)*)"'
     labels = rf'(?:{{((?:[^"}}\n]|{string})*)}})?'
     number = r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?"
     for found in re.finditer(rf"(?m)^(\w+){labels} +({number})(?!\S)", text):
-        yield found[1], found[2] or "", float(found[3])
+        pairs = re.findall(rf"(\w+)={string}", found[2] or "")
+        yield found[1], dict(pairs), float(found[4])
 
 
 class Life:
@@ -2814,9 +2806,9 @@ class Requirement:
         import re
 
         what, _, marker = text.partition(";")
-        name, _, extras = what.partition("]")[0].partition("[")
-        self.name = normalized(re.split(r"[^\w.-]", name.strip())[0])
-        self.extras = {"", *map(normalized, extras.split(","))}
+        self.name, *others = map(normalized, re.split(r"[^\w.-]+", what.strip()))
+        # Numbers of versions are taken for extras, too, which does no harm.
+        self.extras = {"", *others}
         # Extras that bring it; none: it is always required. Of a marker only these
         # are read: the rest is taken to hold, to be safe.
         self.only_for: set[str] = set()
@@ -2847,13 +2839,13 @@ def required(
     names: "Iterable[str]",
     installed: "dict[str, Library]",
     wants: "dict[str, list[Requirement]]",
-) -> "tuple[Graph, Graph]":
+) -> "tuple[dict[str, set[str]], dict[str, set[str]]]":
     """Return who requires each library, of the names and of all that these require.
 
     The second tells the same of extras that may be in use, as nobody knows better.
     """
-    needed: Graph = {}
-    optional: Graph = {}
+    needed: dict[str, set[str]] = {}
+    optional: dict[str, set[str]] = {}
     queue = []
     for name in names:
         queue.append((name, ""))
@@ -2943,7 +2935,7 @@ def status_of(library: Library) -> str:
     return "unused"
 
 
-def bundle(installed: "dict[str, Library]", optional: "Graph") -> None:
+def bundle(installed: "dict[str, Library]", optional: "Iterable[str]") -> None:
     """Find out what was brought by those that are to be struck from a list."""
     gone = [library for library in installed.values() if library.status == "unused"]
     # Who takes most comes first: what that brought needs not be struck itself.
@@ -3113,24 +3105,27 @@ def some(number: int, one: str, many: str) -> str:
 # -- its options
 
 
-def whole_number(text: str) -> int:
-    """Return a number of processes. argparse shows what is wrong."""
+def check(pattern: str, text: str, words: str) -> None:
+    """Raise what argparse shows if the value of an option is wrong."""
+    import re
     from argparse import ArgumentTypeError
 
-    if not (text.isascii() and text.isdigit()):
-        raise ArgumentTypeError(f"{text!r} is no whole number from 0 up")
+    if not re.fullmatch(pattern, text):
+        raise ArgumentTypeError(f"{text!r} must be {words}")
+
+
+def whole_number(text: str) -> int:
+    """Return a number of processes."""
+    check("[0-9]{1,9}", text, "a whole number from 0 up")
     return int(text)
 
 
 def matchers(text: str) -> str:
-    """Return what PromQL's braces hold. argparse shows what is wrong."""
-    import re
-    from argparse import ArgumentTypeError
-
-    if not re.fullmatch(r"(?s)\s*\{.*\}\s*", text):
-        raise ArgumentTypeError("""must be as in PromQL: '{namespace="prod"}'""")
-    if re.search(r"""\blibrary\b["'`]?\s*[=!]""", text):
-        raise ArgumentTypeError("must not be about the library: others seem unused")
+    """Return what PromQL's braces hold."""
+    library = r"""\blibrary\b["'`]?\s*[=!]"""
+    words = "about other labels: else all other libraries would seem unused"
+    check(rf"(?s)(?!.*{library}).*", text, words)
+    check(r"(?s)\s*\{.*\}\s*", text, """as in PromQL: '{namespace="prod"}'""")
     return text.strip("{} ,\n")
 
 

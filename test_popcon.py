@@ -5234,8 +5234,8 @@ class TestUsage(UsageCase):
     def test_wrong_numbers_get_one_sentence(self) -> None:
         self.count(x=1)
         for text in ("-1", "few", "1.5", "", "\u00b2"):
-            self.assert_refused("is no whole number from 0 up", f"--at-most={text}")
-            self.assert_refused("is no whole number from 0 up", f"--at-least={text}")
+            self.assert_refused("must be a whole number from 0 up", f"--at-most={text}")
+            self.assert_refused("must be a whole number from 0 up", f"--at-least={text}")
 
     def test_a_match_that_cannot_be_taken_gets_one_sentence(self) -> None:
         match = "{a='b'}"
@@ -5251,7 +5251,7 @@ class TestUsage(UsageCase):
             '{"library"!="x"}',
             "{'library' = 'x'}",
         ):
-            self.assert_refused("must not be about the library", "--match", match)
+            self.assert_refused("must be about other labels", "--match", match)
 
     def test_wrong_headers_get_one_sentence(self) -> None:
         self.source = ("--prometheus", "http://127.0.0.1:9")
