@@ -2189,14 +2189,13 @@ def counted(options: "argparse.Namespace") -> Counts:
     """Return the counts that are asked for. Raises OSError or ValueError: why not."""
     now = time.time()
     window = options.window
-    options.metric = metric_name()
     if options.prometheus:
         counts = Prometheus(options, now).counts()
     else:
         counts = exporter_counts(options, now)
     if not counts.processes:
         raise OSError(
-            f"no count of {options.metric} rose in {window.text}: do {PREFIX} and "
+            f"no count of {metric_name()} rose in {window.text}: do {PREFIX} and "
             "--match fit, and does anything report (see selftest)?"
         )
     known = now - counts.since
@@ -2221,12 +2220,13 @@ def exporter_counts(options: "argparse.Namespace", now: float) -> Counts:
     if options.match:
         raise OSError("--match is for --prometheus; --metrics are taken as they are")
     text = metrics_text(options)
+    metric = metric_name()
     counts = Counts()
     starts = []
     for name, labels, value in metrics_in(text):
         if name == "process_start_time_seconds":
             starts.append(value)
-        elif name == options.metric:
+        elif name == metric:
             counts.add(labels.get("library", ""), value)
     if not starts or not text.endswith("\n"):  # as the format wants it
         begin = readable(text, 60)
@@ -2284,7 +2284,7 @@ class Prometheus:
     def __init__(self, options: "argparse.Namespace", now: float) -> None:
         seconds = options.window.seconds
         self.options = options
-        self.counters = f"__name__={quoted(options.metric)},{options.match}".rstrip(",")
+        self.counters = f"__name__={quoted(metric_name())},{options.match}".rstrip(",")
         self.start: float = now - seconds
         self.end = now
         # Seconds without an exporter that matter little.
@@ -2298,7 +2298,7 @@ class Prometheus:
         form = {"match[]": every, "start": self.start, "end": self.end}
         series = series_of(self.options, "series", form)
         neighbours = [self.lives_at(target) for target in set(map(target_of, series))]
-        lives = sum(neighbours, [])
+        lives = [life for group in neighbours for life in group]
         counts = Counts()
         for life in lives:
             for labels, value in life.after.items():
@@ -2312,7 +2312,7 @@ class Prometheus:
             name = normalized(library_of(labels))
             if name and counts.processes.get(name, 0) <= self.options.at_most:
                 idle.add(library_of(labels))
-        if idle and any(self.has_lost(idle, some) for some in neighbours):
+        if idle and any(self.has_lost(idle, group) for group in neighbours):
             counts.doubt = ENDED
         counts.since = self.reach(lives)
         return counts
@@ -2358,7 +2358,7 @@ class Prometheus:
         where = f"{self.counters},library=~{pattern}"
         for life in lives:
             begin, end = life.scrapes[0], life.scrapes[-1]
-            last = dict(life.after)
+            last: set[Labels] = set()  # counters that were there until the end
             for other in lives:
                 if other.scrapes[0] <= end and begin <= other.scrapes[-1]:
                     last.update(other.after)
@@ -2406,8 +2406,9 @@ class Prometheus:
             return life.scrapes[0]
         if not life.after:
             return self.end
+        # At the last scrape there are some.
         first = bisect_left(
-            life.scrapes, True, key=lambda time: self.last_values(life, time) != {}
+            life.scrapes[:-1], True, key=lambda time: self.last_values(life, time) != {}
         )
         return life.scrapes[first]
 
@@ -2501,14 +2502,8 @@ def fetch(url: str, form: "dict[str, Any]", options: "argparse.Namespace") -> st
     """Return what a web server answers to a form, if there is one. Raises OSError."""
     import re
     from http.client import HTTPException
+    from urllib import request as web
     from urllib.parse import urlencode
-    from urllib.request import (
-        HTTPHandler,
-        HTTPSHandler,
-        OpenerDirector,
-        ProxyHandler,
-        Request,
-    )
 
     if not re.fullmatch(r"https?://[^/?@\s]+(/[!-~]*)?", url):
         raise OSError(
@@ -2517,10 +2512,12 @@ def fetch(url: str, form: "dict[str, Any]", options: "argparse.Namespace") -> st
         )
     shown = url.partition("?")[0]
     # By POST, as a query may be too long for a URL.
-    request = Request(url, urlencode(form).encode() or None, headers(options))
-    opener = OpenerDirector()  # follows no redirects, as headers may hold a secret
-    for handler in (ProxyHandler, HTTPHandler, HTTPSHandler):
+    request = web.Request(url, urlencode(form).encode() or None, headers(options))
+    # Of urlopen()'s handlers none that follows redirects, as headers may hold a secret.
+    opener = web.OpenerDirector()
+    for handler in web.ProxyHandler, web.HTTPHandler, web.HTTPSHandler:
         opener.add_handler(handler())
+    opener.add_handler(web.UnknownHandler())  # of a proxy of an unknown kind, for one
     try:
         with opener.open(request, timeout=120) as answer:
             text: str = answer.read(ANSWER_LIMIT).decode("utf-8", "replace")
@@ -2623,7 +2620,6 @@ class Library:
         self.status = "absent"
         self.group = "absent"  # the same, or "rare"
         self.required_by: list[str] = []  # those that stay
-        self.takes: set[str] = set()  # what it requires, and so on
         self.brought_by: list[str] = []  # which of those that can go
         self.row = name  # of the table
 
@@ -2718,7 +2714,7 @@ def size_of_file(path: str) -> int:
 
 
 def reasons_of(library: Library, distribution: Distribution) -> "Iterator[str]":
-    """Yield why a library may be in use though nobody imports it; one is shown."""
+    """Yield why a library may be in use though nobody imports it; the first is shown."""
     kinds = set(library.files.values())
     if library.name in HOSTS.split():
         yield IS_HOST
@@ -2796,7 +2792,7 @@ def words_of_settings() -> "set[str]":
 
 # -- who requires what
 
-ANY_EXTRA = "*"
+ANY_EXTRA = "*"  # of those whose processes do not report: any may be in use
 
 
 class Requirement:
@@ -2891,14 +2887,12 @@ def judged(counts: Counts, options: "argparse.Namespace") -> "list[Library]":
     for name, library in installed.items():
         library.required_by = sorted(needed.get(name, ()))
         if name in optional:
-            silent = ", ".join(sorted(optional[name]))
-            library.reasons.append(f"optional: {silent}")
+            names = ", ".join(sorted(optional[name]))
+            library.reasons.append(f"optional: {names}")
         library.status = library.group = status_of(library)
-        if library.status == "unused":
-            library.takes = set(required({name}, installed, wants)[0])
-        elif name not in kept:
+        if library.status != "unused" and name not in kept:
             library.group = "rare"
-    bundle(installed, optional)
+    bundle(installed, wants, optional)
     return sorted(libraries.values(), key=lambda library: library.name)
 
 
@@ -2935,18 +2929,25 @@ def status_of(library: Library) -> str:
     return "unused"
 
 
-def bundle(installed: "dict[str, Library]", optional: "Iterable[str]") -> None:
+def bundle(
+    installed: "dict[str, Library]",
+    wants: "dict[str, list[Requirement]]",
+    optional: "Iterable[str]",
+) -> None:
     """Find out what was brought by those that are to be struck from a list."""
     gone = [library for library in installed.values() if library.status == "unused"]
-    # Who takes most comes first: what that brought needs not be struck itself.
-    gone.sort(key=lambda one: (-len(one.takes), not one.was_asked_for, one.name))
+    brings = {}
+    for library in gone:
+        needed, _ = required({library.name}, installed, wants)
+        brings[library.name] = needed.keys() & installed.keys() - {library.name}
+    # Who brings most comes first: what it brought needs not be struck itself.
+    gone.sort(key=lambda one: (-len(brings[one.name]), not one.was_asked_for, one.name))
     for library in gone:
         if library.brought_by:
             continue
-        for name in library.takes & installed.keys() - {library.name}:
+        for name in brings[library.name]:
             other = installed[name]
-            stays = other.was_asked_for or other.required_by or name in optional
-            if stays:
+            if other.was_asked_for or other.required_by or name in optional:
                 continue
             if other.status == "unused":
                 other.row = SEVERAL if other.brought_by else library.name
@@ -2971,9 +2972,12 @@ def table(
     libraries: "list[Library]", counts: Counts, options: "argparse.Namespace"
 ) -> "list[str]":
     """Return the lines of the table; the conclusion comes last."""
+    from shutil import get_terminal_size
     from textwrap import wrap
 
-    width = width_of_terminal()
+    width = ALL  # in a pipe nothing is cut
+    if os.isatty(1):
+        width = max(60, get_terminal_size().columns)
     since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(counts.since))
     here = [library for library in libraries if library.status != "absent"]
     number = some(len(here), "library", "libraries")
@@ -2992,15 +2996,6 @@ def table(
     return lines
 
 
-def width_of_terminal() -> int:
-    """Return the width of lines: in a pipe nothing is cut."""
-    from shutil import get_terminal_size
-
-    if not os.isatty(1):
-        return ALL
-    return max(60, get_terminal_size().columns)
-
-
 def section(
     group: str, members: "list[Library]", options: "argparse.Namespace", width: int
 ) -> "list[str]":
@@ -3012,7 +3007,8 @@ def section(
     rows: dict[str, list[Library]] = {}
     for library in members:
         rows.setdefault(library.row, []).append(library)
-    order = sorted(rows.values(), key=by_use)
+    order = list(rows.values())
+    order.sort(key=lambda row: (-(row[0].processes or 0), -total(row)))
     if options.all:
         limit = ALL
     most = order[0][0].processes or 1
@@ -3027,11 +3023,6 @@ def section(
     elif len(order) > limit:
         lines.append(f"  {len(order) - limit:,} more: --all lists them")
     return lines
-
-
-def by_use(row: "list[Library]") -> "tuple[int, int]":
-    """Return a key to sort rows by falling numbers of processes, then by size."""
-    return -(row[0].processes or 0), -total(row)
 
 
 def remark(row: "list[Library]", options: "argparse.Namespace", room: int) -> str:
@@ -3071,7 +3062,8 @@ def conclusion(here: "list[Library]", doubt: str, since: str) -> "list[str]":
         f"No {who} that reported has imported them since {since}, "
         "and nothing that stays needs them.",
     ]
-    lacking = [one.name for one in here if one.brought_by and one not in gone]
+    left = [library for library in here if library.status != "unused"]
+    lacking = [library.name for library in left if library.brought_by]
     if lacking:
         sentences.append(
             f"A new environment without these names also lacks {', '.join(lacking)}: "

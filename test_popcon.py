@@ -5213,6 +5213,9 @@ class TestUsage(UsageCase):
         )
         nowhere = f"http://127.0.0.1:{free_port()}"
         self.assert_refused("cannot be read: .*refused$", "--prometheus", nowhere)
+        odd = {"NO_PROXY": "", "http_proxy": "socks5://127.0.0.1:9"}
+        sentence = "cannot be read: unknown url type: socks5$"
+        self.assert_refused(sentence, "--prometheus", nowhere, environ=odd)
 
     def test_wrong_windows_get_one_sentence(self) -> None:
         self.count(x=1)
