@@ -3798,6 +3798,7 @@ class Database:
                     values.append([when, str(value)])
             if function == "count_over_time" and values:
                 values = [[end, str(len(values))]]
+                labels = {name: labels[name] for name in labels if name != "__name__"}
             elif function:
                 values = values[-1:]
             if values:
@@ -4481,6 +4482,28 @@ class TestUsage(UsageCase):
         self.assertEqual(rows, ["alpha 0.0 MB with beta, gamma"])
         self.assertEqual(self.brought_by(), {"beta": ["alpha"], "gamma": ["alpha"]})
 
+    def test_who_brings_most_has_the_row_else_who_was_asked_for(self) -> None:
+        self.requiring("zoo", "mid")
+        self.requiring("mid", "leaf")
+        self.requiring("alpha", "beta", "gamma")
+        self.requiring("beta", "alpha", more=REQUESTED)
+        self.install_all("gamma", "leaf")
+        self.count(other=1)
+        text = self.printed()
+        rows = sorted(self.section("Can go", text))
+        expected = ["beta 0.0 MB with alpha, gamma", "zoo 0.0 MB with leaf, mid"]
+        self.assertEqual(rows, expected)
+
+    def test_what_may_be_an_extra_in_use_came_with_nothing_that_can_go(self) -> None:
+        self.requiring("tool", "part; extra == 'all'", more=COMMAND)
+        self.requiring("app", "part")
+        self.install("part", "part.py")
+        self.count(other=1)
+        text = self.printed()
+        self.assertEqual(self.section("Can go", text), ["app 0.0 MB"])
+        unknown = self.section("Cannot be judged", text)
+        self.assertIn("part 0.0 MB optional: tool", unknown)
+
     def test_what_came_with_a_name_that_can_go_and_stays_says_so(self) -> None:
         self.requiring("numba", "llvmlite", "six", "shared", "asked")
         self.requiring("kept", "shared")
@@ -5000,6 +5023,18 @@ class TestUsage(UsageCase):
         del one_is_lost[days[51]]
         self.assertTrue(self.ended(one_is_lost))
 
+    def test_the_last_scrape_before_the_window_tells_what_came_before(self) -> None:
+        database, days = self.database()
+        database.add_starts(dict.fromkeys(days, 5.0))
+        # One was used right before the window, and one before its first scrape in it.
+        before = {days[0] - 1800: 1.0} | dict.fromkeys(days, 2.0)
+        database.add_counter("before", before)
+        database.add_counter("early", {days[0]: 1.0} | dict.fromkeys(days[1:], 2.0))
+        # Another exporter ended before the window.
+        database.add_starts({days[0]: 6.0}, instance="y:9102")
+        database.add_counter("ended", {days[0]: 1.0}, instance="y:9102")
+        self.assertEqual(self.processes(), {"early": 1})
+
     def test_a_counter_may_begin_within_the_window(self) -> None:
         self.install("alpha", "alpha.py")
         database, days = self.database()
@@ -5145,6 +5180,13 @@ class TestUsage(UsageCase):
             self.assert_refused(
                 "no count of .* rose in 90d", "--prometheus", answer_with(value)
             )
+
+    def test_what_is_no_number_is_no_sample(self) -> None:
+        values = [[1, "NaN"], [2, "3"], [3, "+Inf"], [1e300, "4"], [5, "-Inf"]]
+        series = {"metric": {"__name__": "x", "job": 1}, "values": values}
+        found = dict(popcon.series_in({"result": [series]}))
+        labels = frozenset({("__name__", "x"), ("job", "1")})
+        self.assertEqual(found, {labels: [(2.0, 3.0)]})
 
     def test_what_a_server_does_not_know_is_told(self) -> None:
         none = "no count of .* rose in 90d: do "
