@@ -2340,7 +2340,7 @@ class Prometheus:
         for life in lives.values():
             life.scrapes.sort()
             early = bisect(life.scrapes, self.start)
-            if early:
+            if early:  # of those before the window the last is enough
                 del life.scrapes[: early - 1]
                 life.before = self.last_values(life, life.scrapes[0])
             life.after = self.last_values(life, life.scrapes[-1])
@@ -2577,6 +2577,7 @@ KINDS = r"""(?x)
     (?P<start> [^/]+ (?: \.pth | \.start | customize\.py ) $ )
   | (?P<server> .* \b etc/jupyter/jupyter_ )
   | (?P<jupyter> .* \b (?: etc | share ) /jupyter/ )
+  # In a folder beside the modules, as of pip --target, or anywhere outside of theirs.
   | (?P<command> (?: \.{0,2} / (?: .*/ )? )? (?: bin | Scripts ) / [^/]+ $ )
   | (?P<bytecode> .* \b __pycache__ / )  # beside modules, or commands
   # Others find shared libraries by their paths; those in NAME.libs nobody else knows.
@@ -2654,7 +2655,9 @@ def installed_libraries() -> "tuple[dict[str, Library], dict[str, list[Requireme
         name = library.name
         wants.setdefault(name, []).extend(library.requirements)
         is_source_tree = not distribution.folder.endswith(("-packages", ".egg"))
-        if name in installed or library.size is None and is_source_tree:
+        if library.size is None and is_source_tree:
+            continue
+        if name in installed:  # an earlier folder hides this one
             continue
         installed[name] = library
         for path in library.paths("module") + library.paths("command"):
@@ -2853,9 +2856,9 @@ def required(
         for want in wants.get(name, ()):
             graph = needed
             if want.only_for and extra not in want.only_for:
-                graph = optional
                 if extra != ANY_EXTRA or want.name == name:
                     continue
+                graph = optional
             if want.name != name:
                 graph.setdefault(want.name, set()).add(name)
             asked = {(want.name, one) for one in want.extras}
@@ -3007,8 +3010,8 @@ def section(
     rows: dict[str, list[Library]] = {}
     for library in members:
         rows.setdefault(library.row, []).append(library)
-    order = list(rows.values())
-    order.sort(key=lambda row: (-(row[0].processes or 0), -total(row)))
+    order = sorted(rows.values(), key=lambda row: (row[0].processes or 0, total(row)))
+    order.reverse()
     if options.all:
         limit = ALL
     most = order[0][0].processes or 1
