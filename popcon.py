@@ -3126,71 +3126,34 @@ def matchers(text: str) -> str:
 
 def add_usage_options(parser: "argparse.ArgumentParser") -> None:
     """Add the options of the command usage to its parser."""
-    add_source_options(parser)
-    parser.add_argument(
-        "--window",
-        type=Window,
-        default="90d",
-        help="Look back for so long, in m, h, d, w or y (default: 90d).",
-    )
-    parser.add_argument(
-        "--keep",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME",
-        help="Never say that these libraries can go: names, or patterns as 'azure-*'.",
-    )
-    parser.add_argument(
-        "--at-most",
-        type=whole_number,
-        default=0,
-        metavar="K",
-        help="List what at most K processes used as rarely used.",
-    )
-    parser.add_argument(
-        "--at-least",
-        type=whole_number,
-        default=0,
-        metavar="K",
-        help="Show numbers of processes below K as <K, so that they point at nobody.",
-    )
-    parser.add_argument("--all", action="store_true", help="Show all rows.")
+    add_source_options(parser, required=True)
+    add = parser.add_argument
+    text = """Take only the counters with these labels: '{namespace="prod"}'."""
+    add("--match", type=matchers, default="{}", metavar="LABELS", help=text)
+    text = "Look back for so long, in m, h, d, w or y (default: 90d)."
+    add("--window", type=Window, default="90d", help=text)
+    text = "Never say that these libraries can go: names, or patterns as 'azure-*'."
+    add("--keep", nargs="+", action="extend", default=[], metavar="NAME", help=text)
+    text = "List what at most K processes used as rarely used."
+    add("--at-most", type=whole_number, default=0, metavar="K", help=text)
+    text = "Show numbers of processes below K as <K, so that they point at nobody."
+    add("--at-least", type=whole_number, default=0, metavar="K", help=text)
+    add("--all", action="store_true", help="Show all rows.")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument(
-        "--unused", action="store_true", help="Print only the names that can go."
-    )
+    text = "Print only the names that can go."
+    form.add_argument("--unused", action="store_true", help=text)
     form.add_argument("--json", action="store_true", help="Print all as JSON.")
 
 
-def add_source_options(parser: "argparse.ArgumentParser") -> None:
+def add_source_options(parser: "argparse.ArgumentParser", required: bool) -> None:
     """Add the options that tell where the counts are."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--prometheus",
-        default="",
-        metavar="URL",
-        help="Read the counts from Prometheus, at http://prometheus:9090 for instance.",
-    )
-    source.add_argument(
-        "--metrics",
-        default="",
-        metavar="FILE_OR_URL",
-        help="Read them from the file of collect, or an exporter's /metrics instead.",
-    )
-    parser.add_argument(
-        "--match",
-        type=matchers,
-        default="{}",
-        metavar="LABELS",
-        help="""Take only the counters with these labels: '{namespace="prod"}'.""",
-    )
-    parser.add_argument(
-        "--header",
-        action="append",
-        default=[],
-        help="Send 'Name: value' to the server, or the lines of a file, as @FILE.",
-    )
+    source = parser.add_mutually_exclusive_group(required=required)
+    text = "Read the counts from Prometheus, at http://prometheus:9090 for instance."
+    source.add_argument("--prometheus", default="", metavar="URL", help=text)
+    text = "Read them from the file of collect, or an exporter's /metrics instead."
+    source.add_argument("--metrics", default="", metavar="FILE_OR_URL", help=text)
+    text = "Send 'Name: value' to the server, or the lines of a file, as @FILE."
+    parser.add_argument("--header", action="append", default=[], help=text)
 
 
 # ---- the options --------------------------------------------------------------------

@@ -4838,10 +4838,10 @@ class TestUsage(UsageCase):
         path = path.rename(self.folder / "counts.prom")
         cut = "no exporter's /metrics, or not all of it: '# HELP"
         self.assert_refused(cut, "--metrics", str(path))
-        self.assert_refused("/no/such: No such file", "--metrics", "/no/such")
-        self.assert_refused("/: Is a directory", "--metrics", "/")
+        self.assert_refused("(?=.*No such file).*/no/such", "--metrics", "/no/such")
+        self.assert_refused("(?=.*Is a directory).*/", "--metrics", "/")
         url = "localhost:9102/metrics"
-        self.assert_refused(f"{url}: No such file", "--metrics", url)
+        self.assert_refused(f"(?=.*No such file).*{url}", "--metrics", url)
 
     def test_counters_of_another_name_are_missed(self) -> None:
         self.count(alpha=1)
@@ -5311,7 +5311,7 @@ class TestUsage(UsageCase):
         bad.write_text("hunter2\n")
         for text in ("hunter2", "X: hunter2\u20ac", "a b: hunter2", f"@{bad}"):
             self.assert_refused("must be 'Name: value', or @FILE", "--header", text)
-        missing = "/nope: No such file or directory"
+        missing = "(?=.*No such file or directory).*/nope"
         self.assert_refused(missing, "--header", "@/nope")
 
     def test_a_wrong_prefix_gets_one_sentence(self) -> None:
