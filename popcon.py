@@ -2323,12 +2323,13 @@ class Prometheus:
 
         process = selector(target, '__name__="process_start_time_seconds"')
         exporters = self.samples(process, self.start - LOOK_BACK, self.end)
-        where = selector(target, self.counters)
-        if not exporters and self.samples(where, self.start, self.end, "last_over_time"):
-            raise OSError(
-                f"no process_start_time_seconds is stored for {where}: scrape it, too, "
-                "or leave these counters out by --match"
-            )
+        if not exporters:
+            where = selector(target, self.counters)
+            if self.samples(where, self.start, self.end, "last_over_time"):
+                raise OSError(
+                    f"no process_start_time_seconds is stored for {where}: scrape it, "
+                    "too, or leave these counters out by --match"
+                )
         servers = {"__name__"}
         # Two clusters may have the same addresses, but not the same start.
         lives: dict[float, Life] = {}
@@ -2717,7 +2718,10 @@ def size_of_file(path: str) -> int:
 
 
 def reasons_of(library: Library, distribution: Distribution) -> "Iterator[str]":
-    """Yield why a library may be in use though nobody imports it; the first is shown."""
+    """Yield why a library may be in use though nobody imports it.
+
+    Only the first reason is shown.
+    """
     kinds = set(library.files.values())
     if library.name in HOSTS.split():
         yield IS_HOST
