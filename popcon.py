@@ -2089,11 +2089,8 @@ def full_name(namespace: "bytes | None", library: bytes) -> bytes:
 # libraries that are installed; who requires what; the verdict on each; the table.
 
 if TYPE_CHECKING:
-    import argparse
-
-    Labels = frozenset[tuple[str, str]]  # of a series, without its name
+    Labels = frozenset[tuple[str, str]]  # of a series, its name among them
     Samples = list[tuple[float, float]]  # times in seconds since 1970, and values
-    Graph = dict[str, set[str]]  # of each library those that require it
 
 CAN_GO = {"unused", "rare"}
 # What the workers of these import is not known: they are killed, or end by os._exit().
@@ -2103,7 +2100,7 @@ WORKERS = {"parsl", "pyspark", "ray", "rq"}
 def usage(options: "argparse.Namespace") -> int:
     """Print how much the libraries are used, and which can go.
 
-    Return 1 if there is no answer yet, and 2 if something failed.
+    Return 1 if there is no answer yet. Raises OSError if something failed.
     """
     import json
 
@@ -2111,21 +2108,17 @@ def usage(options: "argparse.Namespace") -> int:
         counts = counted(options)
         libraries = judged(counts, options)
         say_limits(libraries, counts)
-    except (OSError, ValueError) as error:
-        note(readable(str(error), 300))
-        return 2
+    except ValueError as error:  # a setting is wrong, or a header
+        raise OSError(error) from None
     if options.json:
-        print(json.dumps([library.as_json() for library in libraries], indent=1))
+        lines = [json.dumps([library.as_json() for library in libraries], indent=1)]
     elif options.unused:
-        for library in libraries:
-            if library.group in CAN_GO:
-                print(library.name)
+        lines = [library.name for library in libraries if library.group in CAN_GO]
     else:
-        for line in table(libraries, counts, options):
-            print(line)
-    if counts.doubt:
-        return 1
-    return 0
+        lines = table(libraries, counts, options)
+    for line in lines:
+        print(line)
+    return int(bool(counts.doubt))
 
 
 def say_limits(libraries: "list[Library]", counts: "Counts") -> None:
@@ -2141,18 +2134,18 @@ def say_limits(libraries: "list[Library]", counts: "Counts") -> None:
             "only IPython and Jupyter report here by themselves: scripts are not "
             "known, nor kernels of virtual environments upon this one"
         )
-    workers = sorted(WORKERS.intersection(counts.processes))
+    workers = ", ".join(sorted(WORKERS.intersection(counts.processes)))
     if workers:
-        names = ", ".join(workers)
         note(
-            f"what workers of {names} import is known only if they call popcon.report()"
+            f"what workers of {workers} import is known only if they call "
+            "popcon.report()"
         )
     absent = groups.count("absent")
     here = len(groups) - absent
     if absent > 5 and absent > 2 * (len(counts.processes) - absent):
         note(
-            f"{some(here, 'library is', 'libraries are')} installed in {sys.prefix}, "
-            f"and {absent} that were counted are not: is it the right environment?"
+            f"{absent} libraries were counted that are not installed in {sys.prefix}, "
+            f"which has {here}: is it the right environment?"
         )
 
 
@@ -2163,19 +2156,17 @@ def everyone_reports() -> bool:
 
 def readable(text: str, width: int) -> str:
     """Return in one short line what others say, without what steers a terminal."""
-    shown = ""
-    for character in text[:9999]:
-        shown += character if character.isprintable() else " "
-    shown = " ".join(shown.split())
-    if len(shown) > width:
-        shown = shown[: width - 3] + "..."
-    return shown
+    text = text[:9999]
+    for character in set(text):
+        if not character.isprintable():
+            text = text.replace(character, " ")
+    return " ".join(text.split())[:width]
 
 
 def note(text: str) -> None:
     """Print a sentence on stderr."""
     if sys.stderr is not None:
-        print(f"popcon: {text}", file=sys.stderr, flush=True)
+        print(f"popcon: {readable(text, 320)}", file=sys.stderr, flush=True)
 
 
 # -- the counts
@@ -2191,6 +2182,7 @@ UNITS = {
     "ms": 0.001,
 }
 ENDED = "No answer: counters ended before their exporter; give no ttl in its mapping"
+IS_EXPORTER = "an exporter is to be given as --metrics URL"
 # So far back the last scrape before the window is looked for, in seconds: some scrape
 # hourly, for privacy.
 LOOK_BACK = 7200
@@ -2198,22 +2190,15 @@ ANSWER_LIMIT = 256 << 20  # bytes
 
 
 class Window:
-    """A time up to now, as PromQL writes it: 90d, or 1h30m."""
+    """A time up to now, as PromQL writes it, such as 90d."""
 
     def __init__(self, text: str) -> None:
-        import re
-        from argparse import ArgumentTypeError
-
+        words = "a number above 0 with a unit, such as 90d or 12h"
+        check("[1-9][0-9]{0,8}(ms|[smhdwy])", text, words)
+        number = text.rstrip("mshdwy")
         self.text = text
-        self.seconds = 0.0
-        self.unit = 0.0  # seconds of the last unit that was given
-        for number, unit in re.findall("([0-9]+)(ms|[smhdwy])", text):
-            self.unit = UNITS[unit]
-            self.seconds += int(number) * self.unit
-        if not self.seconds or not re.fullmatch("([0-9]{1,9}(ms|[smhdwy]))+", text):
-            raise ArgumentTypeError(
-                f"{text!r} must be a number above 0 with a unit, such as 90d or 12h"
-            )
+        self.unit = UNITS[text.removeprefix(number)]  # seconds
+        self.seconds = int(number) * self.unit
 
     def in_its_unit(self, seconds: float) -> str:
         """Return another time, rounded down, in the same unit or a smaller one."""
@@ -2231,7 +2216,9 @@ class Counts:
         self.since = 0.0  # when counting began, in seconds since 1970
         self.doubt = ""  # why that is no answer
 
-    def add(self, name: str, number: float) -> None:
+    def add(self, library: str, number: float) -> None:
+        """Add to the number of processes that used a library."""
+        name = normalized(library)
         # selftest counts that one, to see whether counts arrive.
         if name and name != "popcon-selftest" and 0 < number < 1e12:
             self.processes[name] = self.processes.get(name, 0) + number
@@ -2239,20 +2226,17 @@ class Counts:
 
 def counted(options: "argparse.Namespace") -> Counts:
     """Return the counts that are asked for. Raises OSError or ValueError: why not."""
-    import time
-
     now = time.time()
-    options.metric = options.metric or metric_name()
+    window = options.window
     if options.prometheus:
         counts = Prometheus(options, now).counts()
     else:
         counts = exporter_counts(options, now)
-    window = options.window
     if not counts.processes:
-        hint = "is that its name, and does anything report (see selftest)?"
-        if options.match.strip("{} ,"):
-            hint = f"does --match {options.match} fit?"
-        raise OSError(f"no count of {options.metric} rose in {window.text}: {hint}")
+        raise OSError(
+            f"no count of {metric_name()} rose in {window.text}: do {PREFIX} and "
+            "--match fit, and does anything report (see selftest)?"
+        )
     known = now - counts.since
     if known < 0.99 * window.seconds and not counts.doubt:
         shown = window.in_its_unit(known)
@@ -2272,48 +2256,48 @@ def metric_name() -> str:
 
 def exporter_counts(options: "argparse.Namespace", now: float) -> Counts:
     """Return what statsd_exporter or collect has counted, at a URL or in a file."""
-    import re
-
-    if options.match.strip("{} ,"):
-        raise ValueError("--match is for --prometheus; --metrics are taken as they are")
-    text = metrics_text(options, now)
+    if options.match:
+        raise OSError("--match is for --prometheus; --metrics are taken as they are")
+    text = metrics_text(options)
+    metric = metric_name()
     counts = Counts()
     starts = []
-    string = r'"(?:[^"\\\n]|\\.)*"'
-    sample = rf"(?m)^(\w+)(?:{{((?:[^\"}}\n]|{string})*)}})? +([-+.\de]+)"
-    for name, labels, value in re.findall(sample, text):
-        library = re.search(r'(?:^|,)\s*library="([\w.-]+)"', labels)
+    for name, labels, value in metrics_in(text):
         if name == "process_start_time_seconds":
-            starts.append(float(value))
-        elif name == options.metric and library:
-            counts.add(normalized(library[1]), float(value))
+            starts.append(value)
+        elif name == metric:
+            counts.add(labels.get("library", ""), value)
     if not starts or not text.endswith("\n"):  # as the format wants it
-        hint = ""
-        if "://" in options.metrics and "/metrics" not in options.metrics:
-            hint = "; is /metrics missing at its end?"
-        begin = readable(text[:60], 60)
-        raise OSError(f"that is no exporter's metrics, or cut off: {begin!r}{hint}")
-    youngest = max(starts)  # of several exporters
-    counts.since = min(now, max(0.0, youngest))
+        begin = readable(text, 60)
+        raise OSError(f"that is no exporter's /metrics, or not all of it: {begin!r}")
+    # Of several exporters the youngest tells since when.
+    counts.since = min(now, max(0.0, *starts))
+    if os.path.isfile(options.metrics):
+        days = int((now - os.path.getmtime(options.metrics)) / DAY)
+        if days > 0:
+            note(f"the file is {days}d old: later uses are not in it")
     return counts
 
 
-def metrics_text(options: "argparse.Namespace", now: float) -> str:
+def metrics_text(options: "argparse.Namespace") -> str:
     """Return the text at the URL or in the file of --metrics. Raises OSError."""
     source = options.metrics
     if source.startswith(("http://", "https://")):
         return fetch(source, {}, options)
-    try:
-        with open(source, encoding="utf-8", errors="replace", newline="\n") as file:
-            text = file.read(ANSWER_LIMIT)
-            days = (now - os.fstat(file.fileno()).st_mtime) / DAY
-    except OSError as error:
-        hint = "a URL begins with http://"
-        raise OSError(f"--metrics {source}: {error.strerror}; {hint}") from None
-    if days > 1:
-        age = some(int(days), "day", "days")
-        note(f"the file is {age} old: later uses are not in it")
-    return text
+    with open(source, encoding="utf-8", errors="replace", newline="\n") as file:
+        return file.read(ANSWER_LIMIT)
+
+
+def metrics_in(text: str) -> "Iterator[tuple[str, dict[str, str], float]]":
+    """Yield the name, the labels and the value of each sample in an exporter's text."""
+    import re
+
+    string = r'"((?:[^"\\\n]|\\.)*)"'
+    labels = rf'(?:{{((?:[^"}}\n]|{string})*)}})?'
+    number = r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?"
+    for found in re.finditer(rf"(?m)^(\w+){labels} +({number})(?!\S)", text):
+        pairs = re.findall(rf"(\w+)={string}", found[2] or "")
+        yield found[1], dict(pairs), float(found[4])
 
 
 class Life:
@@ -2322,37 +2306,15 @@ class Life:
     Several servers may scrape it, and write into one storage. Then their labels differ.
     """
 
-    def __init__(self, target: "Labels") -> None:
-        self.target = target
-        self.exporters: list[Labels] = []  # its own labels, as each server tells them
-        self.common = target  # those that all of them tell
-        self.neighbours: list[Labels] = []  # the labels of all exporters at the target
-        self.servers: set[str] = set()  # names of labels that tell who scraped it
+    def __init__(self, labels: "Labels", servers: "set[str]") -> None:
+        self.labels = labels  # of its start, as the first of these servers tells it
+        self.servers = servers  # names of labels that tell nothing of a counter
         # Times: the last before the window, and all in it.
         self.scrapes: list[float] = []
         # The values of the counters at the first of these times, if that is before the
         # window, and at the last.
         self.before: dict[Labels, float] = {}
         self.after: dict[Labels, float] = {}
-
-    def tell_apart(self, exporters: "Iterable[Labels]") -> None:
-        """Find out by which labels it differs from other exporters at the target."""
-        self.common = frozenset.intersection(*self.exporters)
-        self.neighbours = list(exporters)
-        for labels in self.exporters:
-            self.servers.update(dict(labels - self.common))
-
-    def is_nearest(self, counter: "Labels") -> bool:
-        """Tell whether no other exporter has more of a counter's labels.
-
-        With honor_labels a counter may have others than its exporter.
-        """
-        shared = len(counter & self.common)
-        return all(len(counter & labels) <= shared for labels in self.neighbours)
-
-    def counter(self, labels: "Labels") -> "Labels":
-        """Return the labels of a counter without those that tell who scraped it."""
-        return frozenset(pair for pair in labels if pair[0] not in self.servers)
 
 
 class Prometheus:
@@ -2361,7 +2323,7 @@ class Prometheus:
     def __init__(self, options: "argparse.Namespace", now: float) -> None:
         seconds = options.window.seconds
         self.options = options
-        self.counters = matchers(options)
+        self.counters = f"__name__={quoted(metric_name())},{options.match}".rstrip(",")
         self.start: float = now - seconds
         self.end = now
         # Seconds without an exporter that matter little.
@@ -2371,10 +2333,11 @@ class Prometheus:
         """Return by how much the counters rose in the window."""
         # PromQL's increase() estimates. The last value in a life of an exporter, less
         # the one before the window, is exact. All of a scrape has the same timestamp.
-        series = self.series()
-        lives = []
-        for target in {target_of(labels) for labels in series}:
-            lives += self.lives_at(target)
+        every = selector(frozenset(), self.counters)
+        form = {"match[]": every, "start": self.start, "end": self.end}
+        series = series_of(self.options, "series", form)
+        neighbours = [self.lives_at(target) for target in set(map(target_of, series))]
+        lives = [life for group in neighbours for life in group]
         counts = Counts()
         for life in lives:
             for labels, value in life.after.items():
@@ -2385,81 +2348,82 @@ class Prometheus:
                 counts.add(library_of(labels), rise)
         idle = set()
         for labels in series:
-            name = library_of(labels)
+            name = normalized(library_of(labels))
             if name and counts.processes.get(name, 0) <= self.options.at_most:
-                idle.add(dict(labels)["library"])
-        for life in lives:
-            if idle and self.has_lost(life, idle):
-                counts.doubt = ENDED
+                idle.add(library_of(labels))
+        if idle and any(self.has_lost(idle, group) for group in neighbours):
+            counts.doubt = ENDED
         counts.since = self.reach(lives)
         return counts
 
     def lives_at(self, target: "Labels") -> "list[Life]":
         """Return the lives of the exporters at an address, as far as they matter."""
+        from bisect import bisect
+
         process = selector(target, '__name__="process_start_time_seconds"')
         exporters = self.samples(process, self.start - LOOK_BACK, self.end)
         if not exporters:
-            return self.unknown_lives(target)
+            where = selector(target, self.counters)
+            if self.samples(where, self.start, self.end, "last_over_time"):
+                raise OSError(
+                    f"no process_start_time_seconds is stored for {where}: scrape it, "
+                    "too, or leave these counters out by --match"
+                )
+        servers = {"__name__"}
         # Two clusters may have the same addresses, but not the same start.
         lives: dict[float, Life] = {}
         for labels, samples in exporters.items():
             for start, times in parted_by_start(samples):
-                life = lives.setdefault(start, Life(target))
-                life.exporters.append(labels)
+                life = lives.setdefault(start, Life(labels, servers))
+                servers.update(dict(labels ^ life.labels))
                 life.scrapes += times
         for life in lives.values():
-            life.tell_apart(exporters)
-            times = sorted(life.scrapes)
-            early = [time for time in times if time <= self.start]
-            life.scrapes = early[-1:] + times[len(early) :]
-            life.after = self.values(life, life.scrapes[-1])
-            if early:
-                life.before = self.values(life, life.scrapes[0])
+            life.scrapes.sort()
+            early = bisect(life.scrapes, self.start)
+            if early:  # of those before the window the last is enough
+                del life.scrapes[: early - 1]
+                life.before = self.last_values(life, life.scrapes[0])
+            life.after = self.last_values(life, life.scrapes[-1])
         return list(lives.values())
 
-    def unknown_lives(self, target: "Labels") -> "list[Life]":
-        """Return one life for all: where no restarts are known, count too much."""
-        life = Life(target)
-        where = selector(target, self.counters)
-        numbers = self.over_time("count", where, self.start - LOOK_BACK, self.end)
-        if not numbers:
-            return []
-        longest = max(numbers, key=numbers.__getitem__)
-        its_own = selector(longest, self.counters)
-        samples = self.samples(its_own, self.start - LOOK_BACK, self.end)
-        life.scrapes = [time for time, _ in samples[longest]]
-        life.after = self.over_time("last", where, self.start, self.end)
-        return [life]
+    def has_lost(self, libraries: "set[str]", lives: "list[Life]") -> bool:
+        """Tell whether a counter of these libraries ended before its exporter did.
 
-    def values(self, life: Life, time: float) -> "dict[Labels, float]":
-        """Return the values of the counters in the scrape at this time."""
-        where = selector(life.target, self.counters)
-        found: dict[Labels, float] = {}
-        for labels, value in self.over_time("last", where, time, time).items():
-            counter = life.counter(labels)
-            found[counter] = found.get(counter, 0) + value
-        return found
-
-    def has_lost(self, life: Life, libraries: "set[str]") -> bool:
-        """Tell whether a counter of these libraries ended before its exporter did."""
+        lives: of all exporters at an address
+        """
         import re
 
         # To count samples makes the server read all of them. So only where it matters.
         pattern = quoted("|".join(map(re.escape, sorted(libraries))))
-        where = selector(life.target, f"{self.counters},library=~{pattern}")
-        begin, end = life.scrapes[0], life.scrapes[-1]
-        numbers: dict[Labels, float] = {}
-        for labels, number in self.over_time("count", where, begin, end).items():
-            counter = life.counter(labels)
-            numbers[counter] = numbers.get(counter, 0) + number
-        for counter, number in numbers.items():
-            if counter not in life.after:
-                if life.is_nearest(counter):
+        where = f"{self.counters},library=~{pattern}"
+        for life in lives:
+            begin, end = life.scrapes[0], life.scrapes[-1]
+            last: set[Labels] = set()  # counters that were there until the end
+            for other in lives:
+                if other.scrapes[0] <= end and begin <= other.scrapes[-1]:
+                    last.update(other.after)
+            numbers = self.values(life, where, begin, end, "count_over_time")
+            for counter, number in numbers.items():
+                # A few samples may get lost on the way to a storage elsewhere.
+                has_gap = number < 0.99 * len(life.scrapes)
+                if counter not in last or has_gap and counter in life.before:
                     return True
-            # A few samples may get lost on the way to a storage elsewhere.
-            elif counter in life.before and number < 0.99 * len(life.scrapes):
-                return True
         return False
+
+    def last_values(self, life: Life, time: float) -> "dict[Labels, float]":
+        """Return the values of an exporter's counters in the scrape at this time."""
+        return self.values(life, self.counters, time, time, "last_over_time")
+
+    def values(
+        self, life: Life, counters: str, begin: float, end: float, function: str
+    ) -> "dict[Labels, float]":
+        """Return what a function of PromQL makes of each of an exporter's counters."""
+        where = selector(target_of(life.labels), counters)
+        found: dict[Labels, float] = {}
+        for labels, samples in self.samples(where, begin, end, function).items():
+            counter = frozenset(pair for pair in labels if pair[0] not in life.servers)
+            found[counter] = found.get(counter, 0) + samples[0][1]
+        return found
 
     def reach(self, lives: "list[Life]") -> float:
         """Return since when counters are known, but for short outages."""
@@ -2476,102 +2440,27 @@ class Prometheus:
 
     def first_count(self, life: Life) -> float:
         """Return when an exporter first had a counter. Within a life they all stay."""
+        from bisect import bisect_left
+
         if life.before:
             return life.scrapes[0]
         if not life.after:
             return self.end
-        first, last = 0, len(life.scrapes) - 1
-        while first < last:
-            middle = (first + last) // 2
-            if self.values(life, life.scrapes[middle]):
-                last = middle
-            else:
-                first = middle + 1
+        # At the last scrape there are some.
+        first = bisect_left(
+            life.scrapes[:-1], True, key=lambda time: self.last_values(life, time) != {}
+        )
         return life.scrapes[first]
-
-    def series(self) -> "list[Labels]":
-        """Return the labels of all counters that there may have been in the window."""
-        where = selector(frozenset(), self.counters)
-        form = {"match[]": where, "start": self.start, "end": self.end}
-        return list(self.ask("series", form))
-
-    def over_time(
-        self, what: str, where: str, begin: float, end: float
-    ) -> "dict[Labels, float]":
-        """Return the last values in a time, or the count of values."""
-        found = self.samples(where, begin, end, f"{what}_over_time")
-        return {labels: samples[0][1] for labels, samples in found.items()}
 
     def samples(
         self, where: str, begin: float, end: float, function: str = ""
     ) -> "dict[Labels, Samples]":
-        """Return the samples in a time, or what PromQL's function makes of them."""
+        """Return the samples in a time, or what a function of PromQL makes of them."""
         # Prometheus 3 leaves out the begin.
         milliseconds = round((end - begin) * 1000) + 1
         query = f"{function}({where}[{milliseconds}ms])"
-        found = self.ask("query", {"query": query, "time": end})
+        found = series_of(self.options, "query", {"query": query, "time": end})
         return {labels: samples for labels, samples in found.items() if samples}
-
-    def ask(self, path: str, form: "dict[str, Any]") -> "dict[Labels, Samples]":
-        """Return what Prometheus' HTTP API answers, by labels. Raises OSError."""
-        import json
-
-        url = f"{self.options.prometheus.rstrip('/')}/api/v1/{path}"
-        # VictoriaMetrics would keep back what it got in the last 30 seconds.
-        form.update(nocache=1, latency_offset="1ms")
-        text = fetch(url, form, self.options)
-        try:
-            answer = json.loads(text)
-            found = dict(map(labels_and_samples, series_in(answer["data"])))
-            # PromQL's remarks are harmless. Thanos and Mimir say so what is lost.
-            warnings = answer.get("warnings", ())
-            lost = [warning for warning in warnings if "PromQL" not in warning]
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            shown = readable(text[:60], 60)
-            odd = f"does not answer as Prometheus does, but {shown!r}; {IS_EXPORTER}"
-            raise OSError(f"{url} {odd}") from None
-        if lost:
-            raise OSError(f"{url} does not know all: {lost[0]}")
-        return found
-
-
-IS_EXPORTER = "an exporter is to be given as --metrics URL"
-
-
-def series_in(data: "Any") -> "list[dict[str, Any]]":
-    """Return the series in an answer; where it is a list, it is one of labels."""
-    if isinstance(data, list):
-        return [{"metric": labels} for labels in data]
-    found: list[dict[str, Any]] = data["result"]
-    return found
-
-
-def labels_and_samples(one: "dict[str, Any]") -> "tuple[Labels, Samples]":
-    """Return the labels of a series, without its name, and its samples."""
-    samples = []
-    pairs = list(one.get("values", ()))
-    if "value" in one:
-        pairs.append(one["value"])
-    for when, text in pairs:
-        # NaN is no value: it marks where a series ended.
-        if abs(when) < 1e12 and abs(float(text)) < 1e12:
-            samples.append((float(when), float(text)))
-    metric = {name: str(value) for name, value in one["metric"].items()}
-    metric.pop("__name__", None)
-    return frozenset(metric.items()), samples
-
-
-def matchers(options: "argparse.Namespace") -> str:
-    """Return what PromQL's braces hold to choose the counters. Raises ValueError."""
-    import re
-
-    if not re.fullmatch(r"(?s)\{.*\}", options.match):
-        raise ValueError("""--match must be as in PromQL: '{namespace="prod"}'""")
-    if re.search(r"""\blibrary\b["'`]?\s*[=!]""", options.match):
-        why = "all others would seem unused"
-        raise ValueError(f"--match must not be about the library: {why}")
-    more = options.match[1:-1].strip(" ,")
-    return f"__name__={quoted(options.metric)},{more}".rstrip(",")
 
 
 def selector(labels: "Labels", more: str) -> str:
@@ -2589,7 +2478,7 @@ def quoted(text: str) -> str:
 
 
 def library_of(labels: "Labels") -> str:
-    return normalized(dict(labels).get("library", ""))
+    return dict(labels).get("library", "")
 
 
 def target_of(labels: "Labels") -> "Labels":
@@ -2613,55 +2502,77 @@ def parted_by_start(samples: "Samples") -> "list[tuple[float, list[float]]]":
     return lives
 
 
-def fetch(url: str, form: "dict[str, Any]", options: "argparse.Namespace") -> str:
-    """Return what a web server answers; a long form goes by POST. Raises OSError."""
-    from http.client import HTTPException
-    from urllib.parse import urlencode
-    from urllib.request import HTTPErrorProcessor, Request, build_opener
+def series_of(
+    options: "argparse.Namespace", path: str, form: "dict[str, Any]"
+) -> "dict[Labels, Samples]":
+    """Return the series that Prometheus' HTTP API answers with. Raises OSError."""
+    import json
 
-    class NoRedirects(HTTPErrorProcessor):  # headers may hold a secret
-        def http_response(self, request: "Any", response: "Any") -> "Any":
-            return response
-
-        https_response = http_response
-
-    check_url(url)
-    shown = url.partition("?")[0]
-    data = urlencode(form)
-    body = None
-    if len(data) > 2000:
-        body = data.encode()
-    elif data:
-        url = f"{url}?{data}"
-    request = Request(url, body, headers(options))
+    url = f"{options.prometheus.rstrip('/')}/api/v1/{path}"
+    # VictoriaMetrics would keep back what it got in the last 30 seconds.
+    text = fetch(url, {**form, "nocache": 1, "latency_offset": "1ms"}, options)
     try:
-        with build_opener(NoRedirects).open(request, timeout=120) as answer:
+        answer = json.loads(text)
+        found = dict(series_in(answer["data"]))
+        lost = list(answer.get("warnings", ()))  # Thanos and Mimir say so what is lost
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        shown = readable(text, 60)
+        odd = f"does not answer as Prometheus does, but {shown!r}; {IS_EXPORTER}"
+        raise OSError(f"{url} {odd}") from None
+    if lost:
+        raise OSError(f"{url} does not know all: {lost[0]}")
+    return found
+
+
+def series_in(data: "Any") -> "Iterator[tuple[Labels, Samples]]":
+    """Yield the series in an answer; where it is a list, it is one of labels alone."""
+    if isinstance(data, list):
+        data = {"result": [{"metric": labels, "values": ()} for labels in data]}
+    for series in data["result"]:
+        samples = []
+        for when, text in series.get("values", [series.get("value")]):
+            # NaN is no value: it marks where a series ended.
+            if abs(when) < 1e12 and abs(float(text)) < 1e12:
+                samples.append((float(when), float(text)))
+        pairs = series["metric"].items()
+        yield frozenset((name, str(value)) for name, value in pairs), samples
+
+
+def fetch(url: str, form: "dict[str, Any]", options: "argparse.Namespace") -> str:
+    """Return what a web server answers to a form, if there is one. Raises OSError."""
+    import re
+    from http.client import HTTPException
+    from urllib import request as web
+    from urllib.parse import urlencode
+
+    if not re.fullmatch(r"https?://[^/?@\s]+(/[!-~]*)?", url):
+        raise OSError(
+            "a URL begins with http://, as http://localhost:9090 does, and a password "
+            "is given as --header @FILE"
+        )
+    shown = url.partition("?")[0]
+    # By POST, as a query may be too long for a URL.
+    request = web.Request(url, urlencode(form).encode() or None, headers(options))
+    # Of urlopen()'s handlers none that follows redirects, as headers may hold a secret.
+    opener = web.OpenerDirector()
+    for handler in web.ProxyHandler, web.HTTPHandler, web.HTTPSHandler:
+        opener.add_handler(handler())
+    opener.add_handler(web.UnknownHandler())  # of a proxy of an unknown kind, for one
+    try:
+        with opener.open(request, timeout=120) as answer:
             text: str = answer.read(ANSWER_LIMIT).decode("utf-8", "replace")
             if answer.length or answer.read(1):  # of what Content-Length tells
                 raise OSError("its answer is cut off, or has no end")
     except (OSError, ValueError, HTTPException) as error:
-        why = getattr(error, "reason", "") or error or type(error).__name__
+        why = getattr(error, "reason", error)
         raise OSError(f"{shown} cannot be read: {why}") from None
     if answer.status != 200:
-        why = answer.headers.get("Location", "").partition("?")[0] or told_error(text)
+        why = told_error(text)
         if answer.status == 404 and options.prometheus:
             why = IS_EXPORTER
         said = f"{shown} answers {answer.status} {answer.reason}: {why}"
         raise OSError(said.rstrip(": "))
     return text
-
-
-def check_url(url: str) -> None:
-    """Raise ValueError, without what may be a secret, if a URL is wrong."""
-    import re
-
-    if not url.startswith(("http://", "https://")):
-        raise ValueError("http:// is missing: a URL is such as http://localhost:9090")
-    if not re.fullmatch(r"https?://[^/?@\s]+(/[!-~]*)?", url):
-        raise ValueError(
-            "the URL must be such as http://localhost:9090, and a password "
-            "is given as --header @FILE"
-        )
 
 
 def told_error(text: str) -> str:
@@ -2675,20 +2586,17 @@ def told_error(text: str) -> str:
 
 
 def headers(options: "argparse.Namespace") -> "dict[str, str]":
-    """Return the headers that are given. Raises ValueError or OSError, no secrets."""
+    """Return the headers that are given. Raises OSError, without what is secret."""
     import re
 
     found: dict[str, str] = {}
     for text in options.header:
         if text.startswith("@"):
-            try:
-                with open(text[1:], encoding="utf-8", errors="replace") as file:
-                    text = file.read()
-            except OSError as error:
-                raise OSError(f"--header {text}: {error.strerror}") from None
+            with open(text[1:], encoding="utf-8", errors="replace") as file:
+                text = file.read()
         pairs = re.findall(r"(?m)^[ \t]*([\w-]+)[ \t]*:[ \t]*([ -~]*)$", text)
         if not pairs:
-            raise ValueError("--header must be 'Name: value', or @FILE with such lines")
+            raise OSError("--header must be 'Name: value', or @FILE with such lines")
         found.update(pairs)
     return found
 
@@ -2703,17 +2611,36 @@ HOSTS = """
 """
 SCRIPTS = {"console_scripts", "gui_scripts"}
 # With one of these a process becomes another program, or ends, without a report.
-ENDS = [
-    b"execv",
-    b"execl",
-    b"os._exit",
-    b"os.abort",
-    b"raise_signal",
-    b"kill(os.getpid()",
-]
-# Others find such files by their paths. Those in NAME.libs are known to nobody else.
-SHARED = r"""(?x) (?!.*\.(dy)?libs/) .*/
-    (lib (?!.*\.(cpython|abi3|pypy)) [^/]* \.so[\d.]* | [^/]*\.(dll|dylib)) $"""
+ENDS = b"execv execl os._exit os.abort raise_signal kill(os.getpid()".split()
+# The kinds of files that matter, by their paths in a RECORD.
+KINDS = r"""(?x)
+    (?P<start> [^/]+ (?: \.pth | \.start | customize\.py ) $ )
+  | (?P<server> .* \b etc/jupyter/jupyter_ )
+  | (?P<jupyter> .* \b (?: etc | share ) /jupyter/ )
+  # In a folder beside the modules, as of pip --target, or anywhere outside of theirs.
+  | (?P<command> (?: \.{0,2} / (?: .*/ )? )? (?: bin | Scripts ) / [^/]+ $ )
+  | (?P<bytecode> .* \b __pycache__ / )  # beside modules, or commands
+  # Others find shared libraries by their paths; those in NAME.libs nobody else knows.
+  | (?P<shared> (?! .* \. (?: dy )? libs/ ) (?: .*/ )? (?:
+        lib (?! .* \. (?: cpython | abi3 | pypy ) ) [^/]* \.so [\d.]*
+        | [^/]* \. (?: dll | dylib ) ) $ )
+  # owners() finds only modules whose path leads down, plainly.
+  | (?P<odd> (?: .* \\ | (?: .*/ )? \.{0,2} / ) .* \. (?: py[cd]? | so ) $ )
+  | (?P<module> .* \. (?: py[cd]? | so ) $ )
+"""
+IS_HOST = "runs sessions, or installs"
+IS_SERVER = "serves Jupyter"
+IS_KERNEL = "extends ipykernel"
+IS_COMMAND = "its commands do not report"
+# Nobody knows what the processes of those import.
+SILENT = {IS_HOST, IS_SERVER, IS_KERNEL, IS_COMMAND}
+REASONS_BY_KIND = {
+    "start": "takes part in every start",
+    "server": IS_SERVER,
+    "jupyter": "extends Jupyter",
+    "odd": "odd paths in its RECORD",
+    "shared": "holds shared libraries",
+}
 
 
 class Library:
@@ -2722,39 +2649,29 @@ class Library:
     def __init__(self, name: str) -> None:
         self.name = name
         self.version: str | None = None
-        self.folder = ""  # on sys.path, with "/"
-        self.files: dict[str, str] = {}  # in full and with "/", and their kinds
+        self.files: dict[str, str | None] = {}  # in full and with "/", and their kinds
+        self.top_levels: set[str] = set()  # names of its modules and packages
         self.size: int | None = None  # bytes, as far as a RECORD tells
         self.requirements: list[Requirement] = []
         self.groups: set[str] = set()  # of its entry points
-        # Whether processes may import its requirements, or its extras, unseen.
-        self.is_silent = False
-        self.reason = ""  # why it proves nothing that nobody imports it
-        self.installer = ""
+        self.reasons: list[str] = []  # why it proves nothing that nobody imports it
         self.was_asked_for = False  # by a person, on a command line or in a list
         # What judged() finds out:
         self.processes: int | None = 0  # None: fewer than may be told
         self.status = "absent"
         self.group = "absent"  # the same, or "rare"
         self.required_by: list[str] = []  # those that stay
-        self.takes: set[str] = set()  # what it requires, and so on
-        self.brought_by: set[str] = set()  # which of those that can go
+        self.brought_by: list[str] = []  # which of those that can go
         self.row = name  # of the table
 
-    def paths(self, *kinds: str) -> "list[str]":
-        """Return its files of these kinds."""
-        return [path for path, kind in self.files.items() if kind in kinds]
-
-    def top_levels(self) -> "set[str]":
-        """Return the names of what lies at the top of its folder."""
-        start = self.folder + "/"
-        below = [path for path in self.files if path.startswith(start)]
-        return {path[len(start) :].partition("/")[0] for path in below}
+    def paths(self, kind: str) -> "list[str]":
+        """Return its files of this kind."""
+        return [path for path in self.files if self.files[path] == kind]
 
     def as_json(self) -> "dict[str, Any]":
         reason = ""
         if self.status == "unknown":
-            reason = self.reason
+            reason = self.reasons[0]
         return {
             "library": self.name,
             "version": self.version,
@@ -2770,34 +2687,26 @@ class Library:
 
 def installed_libraries() -> "tuple[dict[str, Library], dict[str, list[Requirement]]]":
     """Return what is installed, and what each name requires, by all metadata of it."""
-    words = words_of_settings()
     installed: dict[str, Library] = {}
     wants: dict[str, list[Requirement]] = {}
     owner: dict[str, str] = {}
     for distribution in distributions():
-        library = library_of_metadata(distribution, words)
+        library = library_of_metadata(distribution)
         name = library.name
         wants.setdefault(name, []).extend(library.requirements)
         is_source_tree = not distribution.folder.endswith(("-packages", ".egg"))
-        if name in installed or library.size is None and is_source_tree:
+        if library.size is None and is_source_tree:
+            continue
+        if name in installed:  # an earlier folder hides this one
             continue
         installed[name] = library
-        for path in library.paths("module", "command"):
+        for path in library.paths("module") + library.paths("command"):
             # Who removes one of two that share a file breaks the other.
             other = owner.setdefault(path, name)
             if other != name:
                 wants[name].append(Requirement(other))
                 wants[other].append(Requirement(name))
-    doubt_requests(list(installed.values()))
     return installed, wants
-
-
-def doubt_requests(libraries: "list[Library]") -> None:
-    """Forget who was asked for where the installer says so of every library, as uv."""
-    others = [library for library in libraries if library.installer != "pip"]
-    if all(library.was_asked_for for library in others):
-        for library in others:
-            library.was_asked_for = False
 
 
 def distributions() -> "Iterator[Distribution]":
@@ -2812,28 +2721,31 @@ def distributions() -> "Iterator[Distribution]":
                 yield Distribution(folder, name)
 
 
-def library_of_metadata(distribution: Distribution, words: "set[str]") -> Library:
-    """Return the library of these metadata; words are those of Jupyter's settings."""
+def library_of_metadata(distribution: Distribution) -> Library:
+    """Return the library that these metadata describe."""
     import re
 
-    stem, _, rest = distribution.info.rpartition(".")[0].partition("-")
+    info, folder = distribution.info, distribution.folder
+    stem, _, rest = info.rpartition(".")[0].partition("-")
     name = distribution.name() or normalized(stem)
-    library = Library(name or readable(distribution.info, 60))
+    library = Library(name or readable(info, 60))
     library.version = rest.partition("-")[0]
-    library.folder = distribution.folder.replace(os.sep, "/")
-    library.files = files_of(distribution)
-    if library.files:
+    paths = listed_paths(decoded(distribution.read("RECORD"))) - {""}
+    for path in paths:
+        kind = re.match(KINDS, path)
+        full = os.path.normpath(os.path.join(folder, path)).replace(os.sep, "/")
+        library.files[full] = kind and kind.lastgroup
+    if paths:
         library.size = sum(map(size_of_file, library.files))
+    library.top_levels = top_levels(paths)
     library.requirements = requirements(distribution)
     entry_points = decoded(distribution.read("entry_points.txt"))
     library.groups = set(re.findall(r"(?m)^[ \t]*\[[ \t]*([^]\s]+)", entry_points))
-    library.installer = decoded(distribution.read("INSTALLER")).strip()
-    library.was_asked_for = os.path.exists(
-        os.path.join(distribution.folder, distribution.info, "REQUESTED")
-    )
-    why_silent = silence_of(library)
-    library.is_silent = bool(why_silent)
-    library.reason = reason_of(library, distribution, words, why_silent)
+    # pip leaves REQUESTED beside what it was asked for, but uv beside every library.
+    if distribution.read("INSTALLER").strip() == b"pip":
+        requested = os.path.join(folder, info, "REQUESTED")
+        library.was_asked_for = os.path.exists(requested)
+    library.reasons = list(reasons_of(library, distribution))
     return library
 
 
@@ -2844,143 +2756,70 @@ def size_of_file(path: str) -> int:
         return 0
 
 
-def files_of(distribution: Distribution) -> "dict[str, str]":
-    """Return the paths that a RECORD lists, in full and with "/", and their kinds."""
-    from importlib.machinery import all_suffixes
+def reasons_of(library: Library, distribution: Distribution) -> "Iterator[str]":
+    """Yield why a library may be in use though nobody imports it.
 
-    folder = distribution.folder.replace(os.sep, "/")
-    suffixes = tuple(all_suffixes())
-    found = {}
-    for path in listed_paths(decoded(distribution.read("RECORD"))):
-        if path:
-            full = os.path.normpath(os.path.join(folder, path)).replace(os.sep, "/")
-            kind = kind_of(full, folder, suffixes)
-            # owners() finds those modules alone that are below, plainly.
-            if kind == "module" and (full != f"{folder}/{path}" or "\\" in path):
-                kind = "odd"
-            found[full] = kind
-    return found
-
-
-def kind_of(path: str, folder: str, suffixes: "tuple[str, ...]") -> str:
-    """Tell whether a path is one of a module, a command, a shared library, or other."""
-    import re
-
-    parent = path.split("/")[-2]
-    if parent in ("bin", "Scripts") and path.count("/") <= folder.count("/") + 2:
-        return "command"  # beside the modules, as of pip --target, or above
-    if not path.endswith(".py") and re.match(SHARED, path):
-        return "shared"
-    # pip compiles commands, too, and these are no modules.
-    if parent != "__pycache__" and path.endswith(suffixes):
-        return "module"
-    return "other"
-
-
-# Reasons of those whose processes do not report: nobody knows what they import.
-IS_HOST = "runs sessions, or installs"
-IS_SERVER = "serves Jupyter"
-IS_KERNEL = "extends ipykernel"
-IS_COMMAND = "its commands do not report"
-OPTIONAL = "optional: "  # for these, which do not report
-
-
-def silence_of(library: Library) -> str:
-    """Return why a library's processes may import others without a report, or ""."""
+    Only the first reason is shown.
+    """
+    kinds = set(library.files.values())
     if library.name in HOSTS.split():
-        return IS_HOST
-    if any("/etc/jupyter/jupyter_" in path for path in library.files):
-        return IS_SERVER
+        yield IS_HOST
+    if not distribution.name():
+        yield "editable, or has no name"
+    if not kinds:
+        yield "has no RECORD of its files"
+    for kind, reason in REASONS_BY_KIND.items():
+        if kind in kinds:
+            yield reason
+    if "module" not in kinds:
+        yield "nothing to import"
+    if is_stubs(library, distribution):
+        yield "holds type stubs"
     for requirement in library.requirements:
         if requirement.name == "ipykernel" and not requirement.only_for:
-            return IS_KERNEL
+            yield IS_KERNEL
+    own = f"{library.name}-"  # markdown has the group markdown.extensions
+    groups = [f"{normalized(group)}-" for group in library.groups - SCRIPTS]
+    if not all(group.startswith(own) for group in groups):
+        yield "a plug-in, others find it"
+    if may_end_unseen(library):
+        yield IS_COMMAND
+
+
+def is_stubs(library: Library, distribution: Distribution) -> bool:
+    """Tell whether a library holds types for another one (PEP 561)."""
+    if "Classifier: Typing :: Stubs Only" in distribution.header():
+        return True
+    for name in library.top_levels:
+        if name.endswith("-stubs") and name[:-6] not in library.top_levels:
+            return True
+    return False
+
+
+def may_end_unseen(library: Library) -> bool:
+    """Tell whether it is a program, of which some processes end without a report."""
     commands = library.paths("command")
     modules = library.paths("module")
-    is_program = bool(commands) or not SCRIPTS.isdisjoint(library.groups)
-    # What has plug-ins of its own may be a server, which is killed at its end, as
-    # python-lsp-server with its package pylsp.
-    is_server = not library.groups.isdisjoint(library.top_levels())
-    if is_program and (is_server or not everyone_reports()):
-        return IS_COMMAND
-    if is_program or any(path.endswith("/__main__.py") for path in modules):
-        for path in commands:
-            if b"python" not in read(path).partition(b"\n")[0]:
-                return IS_COMMAND
-        if any(map(ends_processes, commands + modules)):
-            return IS_COMMAND
-    return ""
+    if commands or not SCRIPTS.isdisjoint(library.groups):
+        # What has plug-ins of its own may be a server, which is killed at its end, as
+        # python-lsp-server with its package pylsp.
+        is_server = not library.groups.isdisjoint(library.top_levels)
+        if is_server or not everyone_reports():
+            return True
+    elif not any(path.endswith("/__main__.py") for path in modules):
+        return False
+    for path in commands:
+        if b"python" not in read(path).partition(b"\n")[0]:
+            return True
+    return any(map(may_end_process, commands + modules))
 
 
-def ends_processes(path: str) -> bool:
+def may_end_process(path: str) -> bool:
     """Tell whether a source may end its process so that popcon does not report."""
     if path.endswith((".so", ".pyd", ".pyc")) or "/tests/" in path:
         return False
     text = read(path)
     return any(end in text for end in ENDS)
-
-
-def reason_of(
-    library: Library,
-    distribution: Distribution,
-    words: "set[str]",
-    why_silent: str,
-) -> str:
-    """Return why a library may be in use though nobody imports it, or ""."""
-    import re
-
-    top_levels = library.top_levels()
-    names = {name.partition(".")[0] for name in top_levels}
-    paths = "\n".join(library.files)
-    if why_silent == IS_HOST:
-        return IS_HOST
-    url = b"".join(distribution.read("direct_url.json").split())
-    if b'"editable":true' in url:
-        return "editable, never counted"
-    if any(re.search(r"(\.pth|\.start|customize\.py)$", name) for name in top_levels):
-        return "takes part in every start"
-    if why_silent == IS_SERVER:
-        return IS_SERVER
-    if "/etc/jupyter/" in paths or "/share/jupyter/" in paths:
-        return "extends Jupyter"
-    if not distribution.name():
-        return "its metadata have no name"
-    if not library.files:
-        return "has no RECORD of its files"
-    if library.paths("odd"):
-        return "odd paths in its RECORD"
-    if not library.paths("module"):
-        return "nothing to import"
-    if is_stubs(distribution, names):
-        return "holds type stubs"
-    if why_silent == IS_KERNEL:
-        return IS_KERNEL
-    if is_plug_in(library):
-        return "a plug-in, others find it"
-    if why_silent:
-        return why_silent
-    if library.paths("shared"):
-        return "holds shared libraries"
-    if not words.isdisjoint(names):
-        return "named in Jupyter's settings"
-    return ""
-
-
-def is_stubs(distribution: Distribution, names: "set[str]") -> bool:
-    """Tell whether a library holds types for another one (PEP 561)."""
-    if "Classifier: Typing :: Stubs Only" in distribution.header():
-        return True
-    for name in names:
-        if name.endswith("-stubs") and name.removesuffix("-stubs") not in names:
-            return True
-    return False
-
-
-def is_plug_in(library: Library) -> bool:
-    """Tell whether it has entry points for others, not as markdown.extensions."""
-    for group in library.groups - SCRIPTS:
-        if not f"{normalized(group)}-".startswith(f"{library.name}-"):
-            return True
-    return False
 
 
 def words_of_settings() -> "set[str]":
@@ -2999,7 +2838,7 @@ def words_of_settings() -> "set[str]":
 
 # -- who requires what
 
-ANY_EXTRA = "*"
+ANY_EXTRA = "*"  # of those whose processes do not report: any may be in use
 
 
 class Requirement:
@@ -3009,27 +2848,25 @@ class Requirement:
         import re
 
         what, _, marker = text.partition(";")
-        name, _, extras = what.partition("]")[0].partition("[")
-        self.name = normalized(re.split(r"[^\w.-]", name.strip())[0])
-        self.extras = {"", *map(normalized, extras.split(","))}
+        self.name, *others = map(normalized, re.split(r"[^\w.-]+", what.strip()))
+        # Numbers of versions are taken for extras, too, which does no harm.
+        self.extras = {"", *others}
         # Extras that bring it; none: it is always required. Of a marker only these
         # are read: the rest is taken to hold, to be safe.
         self.only_for: set[str] = set()
-        for way in re.split(r"\bor\b", marker):
-            named = re.findall(r"""\bextra\s*==\s*["']([\w.-]+)""", way)
-            if not named:
-                self.only_for = set()
-                break
-            self.only_for.update(map(normalized, named))
+        extra = r"""\bextra\s*==\s*["']([\w.-]+)"""
+        ways = [re.findall(extra, way) for way in re.split(r"\bor\b", marker)]
+        if all(ways):
+            for named in ways:
+                self.only_for.update(map(normalized, named))
 
 
 def requirements(distribution: Distribution) -> "list[Requirement]":
     """Return what the metadata require; those of an egg-info may have requires.txt."""
-    lines = []
-    for line in distribution.header():
-        field, _, value = line.partition(":")
-        if field.lower() == "requires-dist":
-            lines.append(value)
+    import re
+
+    header = "\n".join(distribution.header())
+    lines = re.findall("(?im)^requires-dist:(.*)", header)
     marker = ""
     for line in decoded(distribution.read("requires.txt")).split("\n"):
         if line.startswith("["):  # [extra:marker], for the lines that follow
@@ -3044,33 +2881,32 @@ def required(
     names: "Iterable[str]",
     installed: "dict[str, Library]",
     wants: "dict[str, list[Requirement]]",
-) -> "tuple[Graph, Graph]":
+) -> "tuple[dict[str, set[str]], dict[str, set[str]]]":
     """Return who requires each library, of the names and of all that these require.
 
     The second tells the same of extras that may be in use, as nobody knows better.
     """
-    needed: Graph = {}
-    optional: Graph = {}
+    needed: dict[str, set[str]] = {}
+    optional: dict[str, set[str]] = {}
     queue = []
     for name in names:
-        is_silent = name in installed and installed[name].is_silent
-        queue.append((name, ANY_EXTRA if is_silent else ""))
+        queue.append((name, ""))
+        if name in installed and not SILENT.isdisjoint(installed[name].reasons):
+            queue.append((name, ANY_EXTRA))
     seen = set(queue)
     while queue:
         name, extra = queue.pop()
         for want in wants.get(name, ()):
             graph = needed
             if want.only_for and extra not in want.only_for:
-                graph = optional
                 if extra != ANY_EXTRA or want.name == name:
                     continue
+                graph = optional
             if want.name != name:
                 graph.setdefault(want.name, set()).add(name)
-            for asked in want.extras:
-                pair = (want.name, asked)
-                if pair not in seen:
-                    seen.add(pair)
-                    queue.append(pair)
+            asked = {(want.name, one) for one in want.extras}
+            queue += asked - seen
+            seen |= asked
     return needed, optional
 
 
@@ -3080,59 +2916,52 @@ def required(
 def judged(counts: Counts, options: "argparse.Namespace") -> "list[Library]":
     """Return each library, installed or counted, with the verdict on it, by name."""
     installed, wants = installed_libraries()
-    give_reasons(installed, options)
+    add_reasons(installed, counts.doubt, options.keep)
+    stays = {name for name in installed if installed[name].reasons}
+    stays |= wants.keys() - installed.keys()  # source trees, for instance
     libraries = dict(installed)
-    many = set()
+    often = set(stays)
     for name, number in counts.processes.items():
         library = libraries.setdefault(name, Library(name))
         library.processes = max(1, round(number))
         if library.processes < options.at_least:
             library.processes = None
         if number > options.at_most:
-            many.add(name)
-    stays = wants.keys() - installed.keys()  # source trees, for instance
-    for name, library in installed.items():
-        if library.reason:
-            stays.add(name)
+            often.add(name)
     needed, optional = required(stays.union(counts.processes), installed, wants)
-    needed_by_many, optional_of_many = required(stays | many, installed, wants)
-    kept = stays.union(many, needed_by_many, optional_of_many)
+    kept = often.union(*required(often, installed, wants))
     for name, library in installed.items():
         library.required_by = sorted(needed.get(name, ()))
-        if name in optional and not library.reason:
-            library.reason = OPTIONAL + ", ".join(sorted(optional[name]))
-        if not library.reason:
-            library.reason = counts.doubt.partition(":")[0]
-        library.status = status_of(library)
-        library.group = library.status
-        if library.status == "unused":
-            library.takes = set(required({name}, installed, wants)[0])
-        elif name not in kept and not counts.doubt:
+        if name in optional:
+            names = ", ".join(sorted(optional[name]))
+            library.reasons.append(f"optional: {names}")
+        library.status = library.group = status_of(library)
+        if library.status != "unused" and name not in kept:
             library.group = "rare"
-    bundle(installed, optional)
+    bundle(installed, wants, optional)
     return sorted(libraries.values(), key=lambda library: library.name)
 
 
-def give_reasons(
-    installed: "dict[str, Library]", options: "argparse.Namespace"
-) -> None:
-    """Give those a reason that are loaded at every start, or that are to be kept."""
+def add_reasons(installed: "dict[str, Library]", doubt: str, keep: "list[str]") -> None:
+    """Add reasons that are not in the libraries' own metadata."""
     from fnmatch import filter as matching
     from re import sub
 
-    reasons = {}
-    loaded = executed_files(dict(sys.modules))
-    for name in owners(loaded, loaded):
-        reasons[name] = "loaded at every start"
-    for pattern in options.keep:
+    words = words_of_settings()
+    loaded = owners(executed_files(dict(sys.modules)))
+    for name, library in installed.items():
+        if not words.isdisjoint(library.top_levels):
+            library.reasons.append("named in Jupyter's settings")
+        if name in loaded:
+            library.reasons.append("loaded at every start")
+        if doubt:
+            library.reasons.append(doubt.partition(":")[0])
+    for pattern in keep:
         names = matching(installed, sub("[-_.]+", "-", pattern).lower())
         for name in names:
-            reasons[name] = "to be kept"
+            installed[name].reasons.append("to be kept")
         if not names:
-            shown = readable(pattern, 60)
-            note(f"nothing installed is called {shown!r}, which was to be kept")
-    for name in installed.keys() & reasons.keys():
-        installed[name].reason = installed[name].reason or reasons[name]
+            note(f"nothing installed is called {pattern!r}, which was to be kept")
 
 
 def status_of(library: Library) -> str:
@@ -3141,43 +2970,47 @@ def status_of(library: Library) -> str:
         return "used"
     if library.required_by:
         return "required"
-    if library.reason:
+    if library.reasons:
         return "unknown"
     return "unused"
 
 
-def bundle(installed: "dict[str, Library]", optional: "Graph") -> None:
-    """Find the names to be struck from a list, and all that was brought by them."""
+def bundle(
+    installed: "dict[str, Library]",
+    wants: "dict[str, list[Requirement]]",
+    optional: "Iterable[str]",
+) -> None:
+    """Find out what was brought by those that are to be struck from a list."""
     gone = [library for library in installed.values() if library.status == "unused"]
-    # Who takes most comes first: what that brought needs not be struck itself.
-    gone.sort(key=lambda one: (-len(one.takes), not one.was_asked_for, one.name))
+    brings = {}
     for library in gone:
-        if not library.brought_by:
-            for name in library.takes & installed.keys() - {library.name}:
-                other = installed[name]
-                stays = other.was_asked_for or other.required_by or name in optional
-                if not stays:
-                    other.brought_by.add(library.name)
+        needed, _ = required({library.name}, installed, wants)
+        brings[library.name] = needed.keys() & installed.keys() - {library.name}
+    # Who brings most comes first: what it brought needs not be struck itself.
+    gone.sort(key=lambda one: (-len(brings[one.name]), not one.was_asked_for, one.name))
     for library in gone:
         if library.brought_by:
-            library.row = min(library.brought_by)
-        if len(library.brought_by) > 1:
-            library.row = SEVERAL
+            continue
+        for name in brings[library.name]:
+            other = installed[name]
+            if other.was_asked_for or other.required_by or name in optional:
+                continue
+            if other.status == "unused":
+                other.row = SEVERAL if other.brought_by else library.name
+            other.brought_by.append(library.name)
 
 
 # -- the table
 
-SEVERAL = "(for several of these)"
+SEVERAL = "(several of these)"
 ALL = 10**6
-# Rows without --all, of groups that ask for nothing, or have many.
-LIMITS = {"used": 20, "unknown": 20, "required": 0, "absent": 5}
-TITLES = {
-    "used": "Used, by how many processes",
-    "rare": "Rarely used, by at most ",
-    "unused": "Can go",
-    "unknown": "Cannot be judged",
-    "required": "Needed by others",
-    "absent": "Counted, but not installed here",
+GROUPS = {  # their titles, and rows without --all: most where one has to act
+    "used": ("Used, by how many processes", 20),
+    "rare": ("Rarely used, by at most {}", ALL),
+    "unused": ("Can go", ALL),
+    "unknown": ("Cannot be judged", 20),
+    "required": ("Needed by others", 0),
+    "absent": ("Counted, but not installed here", 5),
 }
 
 
@@ -3185,65 +3018,51 @@ def table(
     libraries: "list[Library]", counts: Counts, options: "argparse.Namespace"
 ) -> "list[str]":
     """Return the lines of the table; the conclusion comes last."""
+    from shutil import get_terminal_size
     from textwrap import wrap
-    from time import gmtime, strftime
 
-    width = width_of_terminal()
-    since = strftime("%Y-%m-%d %H:%M UTC", gmtime(counts.since))
+    width = ALL  # in a pipe nothing is cut
+    if os.isatty(1):
+        width = max(60, get_terminal_size().columns)
+    since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(counts.since))
     here = [library for library in libraries if library.status != "absent"]
-    python = f"Python {sys.version.split()[0]} in {sys.prefix}"
     number = some(len(here), "library", "libraries")
+    python = f"Python {sys.version.split()[0]} in {sys.prefix}"
     lines = [
         f"{python}: {number}, {size_of(here)}".rstrip(", "),
         f"Window: {options.window.text}; counted since {since}",
     ]
-    for group, title in TITLES.items():
+    for group in GROUPS:
         members = [library for library in libraries if library.group == group]
-        if group == "rare":
-            title += some(options.at_most, "process", "processes")
-        limit = LIMITS.get(group, ALL)
-        if counts.doubt and group == "unknown":
-            limit = 0
-        if options.all:
-            limit = ALL
         if members:
-            lines += section(title, members, limit, options, width)
+            lines += section(group, members, options, width)
     lines.append("")
     for sentence in conclusion(here, counts.doubt, since):
         lines += wrap(sentence, width)
     return lines
 
 
-def width_of_terminal() -> int:
-    """Return the width of lines: in a pipe nothing is cut."""
-    from shutil import get_terminal_size
-
-    if sys.stdout is None or not sys.stdout.isatty():
-        return ALL
-    return max(60, get_terminal_size().columns)
-
-
 def section(
-    title: str,
-    members: "list[Library]",
-    limit: int,
-    options: "argparse.Namespace",
-    width: int,
+    group: str, members: "list[Library]", options: "argparse.Namespace", width: int
 ) -> "list[str]":
     """Return a title, and rows; in one row are the libraries that go along."""
+    title, limit = GROUPS[group]
+    title = title.format(some(options.at_most, "process", "processes"))
+    number = f"{len(members):,}, {size_of(members)}".rstrip(", ")
+    lines = ["", f"{title} ({number})"]
     rows: dict[str, list[Library]] = {}
     for library in members:
         rows.setdefault(library.row, []).append(library)
-    order = sorted(rows.values(), key=by_use)
-    number = f"{len(members):,}, {size_of(members)}".rstrip(", ")
-    lines = ["", f"{title} ({number})"]
-    most = max(1, order[0][0].processes or 0)
+    order = sorted(rows.values(), key=lambda row: (row[0].processes or 0, total(row)))
+    order.reverse()
+    if options.all:
+        limit = ALL
+    most = order[0][0].processes or 1
     for row in order[:limit]:
         begin = f"  {row[0].row:23} {size_of(row):>8}  "
         text = remark(row, options, width - len(begin))
-        if row[0].group == "used":
-            length = min(40, width - 47) * (row[0].processes or 0) / most
-            text += "  " + "#" * round(length)
+        if group == "used":
+            text += "  " + "#" * round(30 * (row[0].processes or 0) / most)
         lines.append(f"{begin}{text}"[:width].rstrip())
     if limit == 0:
         lines[-1] += ": --all lists them"
@@ -3254,47 +3073,34 @@ def section(
 
 def remark(row: "list[Library]", options: "argparse.Namespace", room: int) -> str:
     """Return what stands behind the size."""
+    from textwrap import shorten
+
     first = row[0]
     if first.processes is None:
         return f"<{options.at_least}".rjust(9)
     if first.processes or first.group == "rare":
         return f"{first.processes:>9,}"
     if first.status == "required":
-        return few(first.required_by, room)
-    if first.status == "unused":
-        return companions(row, room)
-    begin, names = first.reason, sorted(first.brought_by)
-    if names:
-        begin += "; only for "
-    elif begin.startswith(OPTIONAL):
-        names = begin.removeprefix(OPTIONAL).split(", ")
-        begin = OPTIONAL
-    return begin + few(names, room - len(begin))
-
-
-def companions(row: "list[Library]", room: int) -> str:
-    """Return what goes along with a name that is struck."""
-    first = row[0]
-    names = [library.name for library in row if library.name != first.row]
-    if first.row == SEVERAL:
-        return few(names, room)
-    if names:
-        return "with " + few(names, room - len("with "))
-    if first.installer == "pip" and not first.was_asked_for:
-        return "not asked for: an extra, or left over"
-    return ""
+        text = ", ".join(first.required_by)
+    elif first.status == "unused":
+        text = ", ".join(one.name for one in row if one.name != one.row)
+        if text:
+            text = f"with {text}"
+    else:
+        text = first.reasons[0]
+        if first.brought_by:
+            text += "; only for " + ", ".join(sorted(first.brought_by))
+    return shorten(text, max(room, 9), placeholder=" ...")
 
 
 def conclusion(here: "list[Library]", doubt: str, since: str) -> "list[str]":
     """Return in sentences what follows from the counts, and how it is known."""
     gone = [library for library in here if library.status == "unused"]
     all_here = some(len(here), "library", "libraries")
-    if doubt:
-        return [doubt]
     if not gone:
-        return [f"None of {all_here} can go."]
-    rows = {library.row for library in gone} - {SEVERAL}
-    names = some(len(rows), "name", "names")
+        return [doubt or f"None of {all_here} can go."]
+    to_strike = [library for library in gone if not library.brought_by]
+    names = some(len(to_strike), "name", "names")
     who = "process" if everyone_reports() else "session"
     sentences = [
         f"{len(gone)} of {all_here} can go, {size_of(gone)} of {size_of(here)}: "
@@ -3302,19 +3108,14 @@ def conclusion(here: "list[Library]", doubt: str, since: str) -> "list[str]":
         f"No {who} that reported has imported them since {since}, "
         "and nothing that stays needs them.",
     ]
-    left = [library for library in here if library.status in ("used", "unknown")]
-    brought = [library.name for library in left if library.brought_by]
-    if brought:
+    left = [library for library in here if library.status != "unused"]
+    lacking = [library.name for library in left if library.brought_by]
+    if lacking:
         sentences.append(
-            f"A new environment without these names also lacks {few(brought, 100)}: "
+            f"A new environment without these names also lacks {', '.join(lacking)}: "
             "put on the list what people use, and what you want to keep."
         )
     return sentences
-
-
-def by_use(row: "list[Library]") -> "tuple[bool, int, int]":
-    """Return a key to sort rows by falling numbers of processes, then by size."""
-    return row[0].row == SEVERAL, -(row[0].processes or 0), -total(row)
 
 
 def total(libraries: "list[Library]") -> int:
@@ -3339,105 +3140,63 @@ def some(number: int, one: str, many: str) -> str:
     return f"{number:,} {noun}"
 
 
-def few(names: "list[str]", room: int) -> str:
-    """Return as many names as there is room for, and how many more there are."""
-    if not names:
-        return ""
-    for number in range(len(names), 0, -1):
-        text = ", ".join(names[:number])
-        if number < len(names):
-            text += f" and {len(names) - number} more"
-        if len(text) <= room:
-            return text
-    return some(len(names), "name", "names")
-
-
 # -- its options
 
 
-def whole_number(text: str) -> int:
-    """Return a number of processes. argparse shows what is wrong."""
+def check(pattern: str, text: str, words: str) -> None:
+    """Raise what argparse shows if the value of an option is wrong."""
+    import re
     from argparse import ArgumentTypeError
 
-    if not (text.isascii() and text.isdigit()):
-        raise ArgumentTypeError(f"{text!r} is no whole number from 0 up")
+    if not re.fullmatch(pattern, text):
+        raise ArgumentTypeError(f"{text!r} must be {words}")
+
+
+def whole_number(text: str) -> int:
+    """Return a number of processes."""
+    check("[0-9]{1,9}", text, "a whole number from 0 up")
     return int(text)
+
+
+def matchers(text: str) -> str:
+    """Return what PromQL's braces hold."""
+    library = r"""\blibrary\b["'`]?\s*[=!]"""
+    words = "about other labels: else all other libraries would seem unused"
+    check(rf"(?s)(?!.*{library}).*", text, words)
+    check(r"(?s)\s*\{.*\}\s*", text, """as in PromQL: '{namespace="prod"}'""")
+    return text.strip("{} ,\n")
 
 
 def add_usage_options(parser: "argparse.ArgumentParser") -> None:
     """Add the options of the command usage to its parser."""
-    add_source_options(parser)
-    parser.add_argument(
-        "--window",
-        type=Window,
-        default="90d",
-        help="Look back for so long, in units of m, h, d, w or y (default: 90d).",
-    )
-    parser.add_argument(
-        "--keep",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME",
-        help="Never say that these libraries can go: names, or patterns as 'azure-*'.",
-    )
-    parser.add_argument(
-        "--at-most",
-        type=whole_number,
-        default=0,
-        metavar="K",
-        help="List what at most K processes used as rarely used.",
-    )
-    parser.add_argument(
-        "--at-least",
-        type=whole_number,
-        default=0,
-        metavar="K",
-        help="Show numbers of processes below K as <K, so that they point at nobody.",
-    )
-    parser.add_argument("--all", action="store_true", help="Show all rows.")
+    add_source_options(parser, required=True)
+    add = parser.add_argument
+    text = """Take only the counters with these labels: '{namespace="prod"}'."""
+    add("--match", type=matchers, default="{}", metavar="LABELS", help=text)
+    text = "Look back for so long, in m, h, d, w or y (default: 90d)."
+    add("--window", type=Window, default="90d", help=text)
+    text = "Never say that these libraries can go: names, or patterns as 'azure-*'."
+    add("--keep", nargs="+", action="extend", default=[], metavar="NAME", help=text)
+    text = "List what at most K processes used as rarely used."
+    add("--at-most", type=whole_number, default=0, metavar="K", help=text)
+    text = "Show numbers of processes below K as <K, so that they point at nobody."
+    add("--at-least", type=whole_number, default=0, metavar="K", help=text)
+    add("--all", action="store_true", help="Show all rows.")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument(
-        "--unused", action="store_true", help="Print only the names that can go."
-    )
+    text = "Print only the names that can go."
+    form.add_argument("--unused", action="store_true", help=text)
     form.add_argument("--json", action="store_true", help="Print all as JSON.")
 
 
-def add_source_options(parser: "argparse.ArgumentParser") -> None:
+def add_source_options(parser: "argparse.ArgumentParser", required: bool) -> None:
     """Add the options that tell where the counts are."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--prometheus",
-        default="",
-        metavar="URL",
-        help="Read the counts from Prometheus, at http://prometheus:9090 for instance.",
-    )
-    source.add_argument(
-        "--metrics",
-        default="",
-        metavar="FILE_OR_URL",
-        help="Read them from the file of collect, or an exporter's /metrics instead.",
-    )
-    parser.add_argument(
-        "--match",
-        type=str.strip,
-        default="{}",
-        metavar="LABELS",
-        help="""Take only the counters with these labels: '{namespace="prod"}'.""",
-    )
-    parser.add_argument(
-        "--metric",
-        default="",
-        metavar="NAME",
-        help="The name of the counters, if your mapping makes another of the prefix.",
-    )
-    parser.add_argument(
-        "--header",
-        action="append",
-        default=[],
-        metavar="HEADER",
-        help="Send 'Name: value' to the server, or the lines of a file, as @FILE.",
-    )
+    source = parser.add_mutually_exclusive_group(required=required)
+    text = "Read the counts from Prometheus, at http://prometheus:9090 for instance."
+    source.add_argument("--prometheus", default="", metavar="URL", help=text)
+    text = "Read them from the file of collect, or an exporter's /metrics instead."
+    source.add_argument("--metrics", default="", metavar="FILE_OR_URL", help=text)
+    text = "Send 'Name: value' to the server, or the lines of a file, as @FILE."
+    parser.add_argument("--header", action="append", default=[], help=text)
 
 
 # ---- the options --------------------------------------------------------------------

@@ -4740,9 +4740,16 @@ class FakeServers:
             log_message = mock.Mock()
 
             def do_GET(self) -> None:
+                self.reply(self.path.partition("?")[2])
+
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                self.reply(self.rfile.read(length).decode())
+
+            def reply(self, form: str) -> None:
                 servers.headers.append(self.headers.get("X-Key", ""))
                 servers.add_up()
-                query = urllib.parse.unquote(self.path.partition("?query=")[2])
+                query = dict(urllib.parse.parse_qsl(form)).get("query", "")
                 self.send_response(200)
                 self.end_headers()
                 self.wfile.write(servers.answer(query).encode())
@@ -6095,13 +6102,6 @@ class Outcome(NamedTuple):
     err: str
 
 
-class Terminal(io.StringIO):
-    """A terminal that keeps what is printed on it."""
-
-    def isatty(self) -> bool:
-        return True
-
-
 class Database:
     """Answers as Prometheus does, of samples that are given to it."""
 
@@ -6167,6 +6167,7 @@ class Database:
                     values.append([when, str(value)])
             if function == "count_over_time" and values:
                 values = [[end, str(len(values))]]
+                labels = {name: labels[name] for name in labels if name != "__name__"}
             elif function:
                 values = values[-1:]
             if values:
@@ -6223,7 +6224,7 @@ class UsageCase(Case):
         """Run the command as everybody's processes report, or only IPython's sessions."""
         settings = clean_environ(NO_PROXY="*", COLUMNS="80")
         settings.update(environ or {})
-        out = Terminal() if terminal else io.StringIO()
+        out = io.StringIO()
         with contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch.dict(os.environ, settings, clear=True))
             stack.enter_context(
@@ -6234,6 +6235,7 @@ class UsageCase(Case):
             stack.enter_context(
                 mock.patch.object(popcon, "is_set_up", lambda: everyone)
             )
+            stack.enter_context(mock.patch.object(os, "isatty", lambda _: terminal))
             stack.enter_context(contextlib.redirect_stdout(out))
             err = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
             try:
@@ -6666,7 +6668,7 @@ class TestUsage(UsageCase):
         }
         files = ("__editable__.mine.pth", "_mine.py")
         self.assertEqual(
-            self.verdict_on("mine", *files, more=linked), "editable, never counted"
+            self.verdict_on("mine", *files, more=linked), "editable, or has no name"
         )
 
     def test_what_takes_part_in_every_start_cannot_be_judged(self) -> None:
@@ -6694,7 +6696,7 @@ class TestUsage(UsageCase):
         self.assertEqual(self.verdict_on("meta"), "nothing to import")
         bare = self.verdict_on("bare", "bare.py", record=None)
         self.assertEqual(bare, "has no RECORD of its files")
-        nameless = "its metadata have no name"
+        nameless = "editable, or has no name"
         metadata = {"METADATA": "Version: 1"}
         self.assertEqual(self.verdict_on("nobody", "n.py", more=metadata), nameless)
         record = '"\0,\n' + "x" * 200000 + '"\n'
@@ -6782,8 +6784,8 @@ class TestUsage(UsageCase):
         self.install("used", "used.py", source="#" * 3_000_000)
         self.count(used=1)
         text = self.printed()
-        *rows, last = self.section("Can go", text)
-        self.assertEqual(last, "(for several of these) 3.0 MB shared")
+        first, *rows = self.section("Can go", text)
+        self.assertEqual(first, "(several of these) 3.0 MB with shared")
         expected = ["app 0.0 MB with deep, part", "lone 0.0 MB", "tool 0.0 MB"]
         self.assertEqual(sorted(rows), expected)
         unused = self.printed("--unused").split()
@@ -6820,9 +6822,9 @@ class TestUsage(UsageCase):
         text = self.printed()
         expected = [
             "app 0.0 MB",
-            "extra 0.0 MB not asked for: an extra, or left over",
+            "extra 0.0 MB",
             "part 0.0 MB",
-            "(for several of these) 0.0 MB deep",
+            "(several of these) 0.0 MB with deep",
         ]
         self.assertEqual(sorted(self.section("Can go", text)), sorted(expected))
 
@@ -6838,11 +6840,6 @@ class TestUsage(UsageCase):
         requested = [name for name, row in rows.items() if row["requested"]]
         self.assertEqual(requested, ["other-app", "other-part"])
         self.assertEqual(self.brought_by(), {"part": ["app"]})
-        # With one that uv was not asked for, it does tell something.
-        self.install("lone", "lone.py", more={"INSTALLER": "uv"})
-        self.count(other=1)
-        self.assertTrue(self.rows()["part"]["requested"])
-        self.assertEqual(self.brought_by(), {})
 
     def test_libraries_that_require_each_other_have_a_row(self) -> None:
         self.requiring("alpha", "beta")
@@ -6853,6 +6850,28 @@ class TestUsage(UsageCase):
         rows = self.section("Can go", text)
         self.assertEqual(rows, ["alpha 0.0 MB with beta, gamma"])
         self.assertEqual(self.brought_by(), {"beta": ["alpha"], "gamma": ["alpha"]})
+
+    def test_who_brings_most_has_the_row_else_who_was_asked_for(self) -> None:
+        self.requiring("zoo", "mid")
+        self.requiring("mid", "leaf")
+        self.requiring("alpha", "beta", "gamma")
+        self.requiring("beta", "alpha", more=REQUESTED)
+        self.install_all("gamma", "leaf")
+        self.count(other=1)
+        text = self.printed()
+        rows = sorted(self.section("Can go", text))
+        expected = ["beta 0.0 MB with alpha, gamma", "zoo 0.0 MB with leaf, mid"]
+        self.assertEqual(rows, expected)
+
+    def test_what_may_be_an_extra_in_use_came_with_nothing_that_can_go(self) -> None:
+        self.requiring("tool", "part; extra == 'all'", more=COMMAND)
+        self.requiring("app", "part")
+        self.install("part", "part.py")
+        self.count(other=1)
+        text = self.printed()
+        self.assertEqual(self.section("Can go", text), ["app 0.0 MB"])
+        unknown = self.section("Cannot be judged", text)
+        self.assertIn("part 0.0 MB optional: tool", unknown)
 
     def test_what_came_with_a_name_that_can_go_and_stays_says_so(self) -> None:
         self.requiring("numba", "llvmlite", "six", "shared", "asked")
@@ -6948,7 +6967,7 @@ class TestUsage(UsageCase):
         self.count(**counts)
         text = self.printed()
         used = self.section("Used, by how many processes", text)
-        self.assertRegex(used[0], r"^used-24 0\.0 MB 25 #{40}$")
+        self.assertRegex(used[0], r"^used-24 0\.0 MB 25 #{30}$")
         self.assertEqual((len(used), used[-1]), (21, "5 more: --all lists them"))
         self.assertEqual(len(self.section("Can go", text)), 25)
         unknown = self.section("Cannot be judged", text)
@@ -6976,14 +6995,14 @@ class TestUsage(UsageCase):
             heading, *lines = text.splitlines()
             self.assertLessEqual(max(map(len, lines)), width)
             self.assertIn("  alpha ", text)
-            self.assertRegex(text, r"with part-0.* and \d+ more\n")
-            self.assertRegex(text, "1,000  #{9,40}\n")
+            self.assertRegex(text, r"with part-0.*, \.\.\.\n")
+            self.assertRegex(text, "1,000  #{9,30}\n")
         text = self.printed(environ={"COLUMNS": "60"})
         self.assertIn("with " + ", ".join(sorted(parts)) + "\n", text)
         self.assertIn("delta-" + "x" * 80, text)
-        self.assertIn("#" * 40, text)
+        self.assertIn("#" * 30, text)
 
-    def test_names_that_have_no_room_are_counted(self) -> None:
+    def test_names_that_have_no_room_are_left_out(self) -> None:
         for number in range(20):
             extra = 'part; extra == "all"'
             self.requiring(f"command-{number}", extra, more=COMMAND)
@@ -6994,9 +7013,9 @@ class TestUsage(UsageCase):
         text = self.printed(terminal=True)
         first, second, *_ = self.section("Cannot be judged", text)
         start = "library 4.0 MB holds shared libraries"
-        self.assertEqual(first, f"{start}; only for 20 names")
-        start = "part 3.0 MB optional: command-0, command-1"
-        self.assertEqual(second, f"{start} and 18 more")
+        self.assertEqual(first, f"{start}; only for app-0, ...")
+        start = "part 3.0 MB optional: command-0, command-1,"
+        self.assertEqual(second, f"{start} ...")
 
     def test_sizes_have_three_digits(self) -> None:
         sizes = {99_900_000: "99.9 MB", 99_950_000: "100 MB", 999_500_000: "1.0 GB"}
@@ -7049,10 +7068,9 @@ class TestUsage(UsageCase):
         counts = {f"absent{number}": 1.0 for number in range(183)}
         self.count(**counts)
         outcome = self.usage()
-        said = f"popcon: 2 libraries are installed in {self.folder}, and 183 that were "
-        self.assertEqual(
-            outcome.err, said + "counted are not: is it the right environment?\n"
-        )
+        said = f"183 libraries were counted that are not installed in {self.folder}, "
+        said += "which has 2: is it the right environment?"
+        self.assertEqual(outcome.err, f"popcon: {said}\n")
         counts = {f"absent{number}": 1.0 for number in range(5)}
         self.count(**counts)
         self.printed()
@@ -7088,7 +7106,8 @@ class TestUsage(UsageCase):
         outcome = self.usage()
         self.assertEqual((outcome.status, outcome.err), (1, f"popcon: {doubt}\n"))
         self.assertEqual(outcome.out.splitlines()[-1], doubt)
-        self.assertIn("Cannot be judged (1, 0.0 MB): --all lists them\n", outcome.out)
+        unknown = self.section("Cannot be judged", outcome.out)
+        self.assertEqual(unknown, ["alpha 0.0 MB No answer yet"])
         self.assertEqual(self.printed("--unused", "--window", "12d"), "alpha\n")
 
     def test_a_hundredth_of_the_window_may_lack(self) -> None:
@@ -7104,10 +7123,11 @@ class TestUsage(UsageCase):
         self.assertEqual(window("10m").in_its_unit(299), "4m")
         self.assertEqual(window("90d").in_its_unit(12.9 * DAY), "12d")
         self.assertEqual(window("90d").in_its_unit(0.3 * DAY), "7h")
-        self.assertEqual(window("2w12h").in_its_unit(13 * DAY), "312h")
+        self.assertEqual(window("2w").in_its_unit(13 * DAY), "1w")
         self.assertEqual(window("1h").in_its_unit(0.02), "20ms")
         self.assertEqual(window("1h").in_its_unit(0), "0s")
-        self.assertEqual(window("1y2w1ms").seconds, 379 * DAY + 0.001)
+        self.assertEqual(window("1y").seconds, 365 * DAY)
+        self.assertEqual(window("5ms").seconds, 0.005)
         self.count(since=time.time() + 60, other=1)
         outcome = self.usage("--window", "1h")
         said = "popcon: No answer yet: the counts reach back 0s of 1h\n"
@@ -7149,7 +7169,7 @@ class TestUsage(UsageCase):
         self.count(alpha=1)
         then = time.time() - 3.5 * DAY
         os.utime(self.folder / "metrics.txt", (then, then))
-        said = "popcon: the file is 3 days old: later uses are not in it\n"
+        said = "popcon: the file is 3d old: later uses are not in it\n"
         self.assertEqual(self.usage().err, said)
 
     def test_odd_clocks_are_no_traceback(self) -> None:
@@ -7158,10 +7178,9 @@ class TestUsage(UsageCase):
         self.assertEqual(self.usage().status, 1)
         self.count(since=-1e300, x=1)
         self.assertEqual(self.usage().status, 0)
-        self.count(since="NaN", x=1)
-        self.assert_refused("no exporter's metrics")
-        self.count(since="+Inf", x=1)
-        self.assert_refused("could not convert")
+        for since in ("NaN", "+Inf", "1.2.3"):
+            self.count(since=since, x=1)
+            self.assert_refused("no exporter's /metrics")
 
     def test_closed_streams_are_no_traceback(self) -> None:
         self.install("alpha", "alpha.py")
@@ -7179,33 +7198,33 @@ class TestUsage(UsageCase):
         path = self.metrics_file(alpha=1, beta=1)
         path.write_bytes(path.read_bytes()[:-1])
         path = path.rename(self.folder / "counts.prom")
-        cut = r"no exporter's metrics, or cut off: '# HELP[^;]*$"
+        cut = "no exporter's /metrics, or not all of it: '# HELP"
         self.assert_refused(cut, "--metrics", str(path))
-        missing = "/no/such: No such file .*; a URL begins"
-        self.assert_refused(missing, "--metrics", "/no/such")
-        self.assert_refused("--metrics /: Is a directory", "--metrics", "/")
+        self.assert_refused("(?=.*No such file).*/no/such", "--metrics", "/no/such")
+        self.assert_refused("(?=.*Is a directory).*/", "--metrics", "/")
         url = "localhost:9102/metrics"
-        self.assert_refused(f"--metrics {url}: No such", "--metrics", url)
+        self.assert_refused(f"(?=.*No such file).*{url}", "--metrics", url)
 
     def test_counters_of_another_name_are_missed(self) -> None:
         self.count(alpha=1)
-        sentence = r"no count of a\(b rose in 90d: is that its name"
-        self.assert_refused(sentence, "--metric", "a(b")
+        prefix = {"PYTHON_POPCONTEST_STATSD_PREFIX": "a.b"}
+        sentence = "no count of a_b rose in 90d: do PYTHON_POPCONTEST_STATSD_PREFIX and "
+        self.assert_refused(sentence, environ=prefix)
 
     def test_web_servers_that_are_no_exporter_get_one_sentence(self) -> None:
         body = self.metrics_file(alpha=1).read_bytes()
         length = {"Content-Length": str(len(body))}
         page = self.serve(lambda asked: (200, {}, b"<!DOCTYPE html>"))
-        hint = "no exporter's metrics.*'<!DOC.*; is /metrics missing"
+        hint = "no exporter's /metrics, or not all of it: '<!DOC"
         self.assert_refused(hint, "--metrics", f"{page}/?token=hunter2")
         gone = self.serve(lambda asked: (404, {}, b"gone"))
         self.assert_refused("answers 404 Not Found$", "--metrics", gone)
         cut_off = self.serve(lambda asked: (200, length, body[:-22]))
         self.assert_refused("its answer is cut off", "--metrics", cut_off)
         whole = self.serve(lambda asked: (200, {}, body))
-        self.assert_refused(
-            "no count of x rose", "--metrics", f"{whole}/?hunter2", "--metric", "x"
-        )
+        prefix = {"PYTHON_POPCONTEST_STATSD_PREFIX": "x"}
+        given = ("--metrics", f"{whole}/?hunter2")
+        self.assert_refused("no count of x rose", *given, environ=prefix)
         nowhere = f"http://127.0.0.1:{free_port()}"
         refused = "metrics cannot be read: .*refused$"
         self.assert_refused(refused, "--metrics", f"{nowhere}/metrics?token=hunter2")
@@ -7288,7 +7307,7 @@ class TestUsage(UsageCase):
         self.assertEqual(self.processes("--match", "{ }"), both)
         some = self.processes("--match", ' {cluster="a", }')
         self.assertEqual(some, {"alpha": 6, "beta": 2})
-        sentence = 'no count of .* rose in 100d: does --match {x="y"} fit'
+        sentence = "no count of .* rose in 100d: do .*_PREFIX and --match fit"
         self.assert_refused(sentence, "--match", '{x="y"}')
 
     def test_a_long_query_goes_by_post(self) -> None:
@@ -7373,6 +7392,18 @@ class TestUsage(UsageCase):
         del one_is_lost[days[51]]
         self.assertTrue(self.ended(one_is_lost))
 
+    def test_the_last_scrape_before_the_window_tells_what_came_before(self) -> None:
+        database, days = self.database()
+        database.add_starts(dict.fromkeys(days, 5.0))
+        # One was used right before the window, and one before its first scrape in it.
+        before = {days[0] - 1800: 1.0} | dict.fromkeys(days, 2.0)
+        database.add_counter("before", before)
+        database.add_counter("early", {days[0]: 1.0} | dict.fromkeys(days[1:], 2.0))
+        # Another exporter ended before the window.
+        database.add_starts({days[0]: 6.0}, instance="y:9102")
+        database.add_counter("ended", {days[0]: 1.0}, instance="y:9102")
+        self.assertEqual(self.processes(), {"early": 1})
+
     def test_a_counter_may_begin_within_the_window(self) -> None:
         self.install("alpha", "alpha.py")
         database, days = self.database()
@@ -7451,16 +7482,26 @@ class TestUsage(UsageCase):
         database.add_counter("other", rising)
         self.assertEqual(self.printed("--window", "3d", "--unused"), "alpha\n")
 
-    def test_where_restarts_are_not_known_too_much_is_counted(self) -> None:
+    def test_where_restarts_are_not_known_there_is_no_answer(self) -> None:
         self.install("alpha", "alpha.py")
         database, days = self.database()
         database.add_counter("other", dict.fromkeys(days, 9.0))
-        database.add_counter("short", dict.fromkeys(days[9:], 2.0))
-        verdicts = self.verdicts()
-        self.assertEqual(
-            verdicts, {"alpha": "unused", "other": "absent", "short": "absent"}
-        )
-        self.assertEqual(self.processes(), {"other": 9, "short": 2})
+        sentence = "no process_start_time_seconds is stored for .*: scrape it, too, "
+        self.assert_refused(sentence)
+        # That one exporter tells of them does not help where another does not.
+        database.add_starts(dict.fromkeys(days, 5.0), instance="y:9102")
+        database.add_counter("alpha", dict.fromkeys(days, 9.0), instance="y:9102")
+        self.assert_refused(sentence)
+
+    def test_what_ended_before_the_window_need_not_tell_of_restarts(self) -> None:
+        self.install("alpha", "alpha.py")
+        database, days = self.database()
+        database.add_starts(dict.fromkeys(days, 5.0))
+        rising = {when: 1.0 + number for number, when in enumerate(days)}
+        database.add_counter("other", rising)
+        # A server may know its series for hours longer than the window.
+        database.add_counter("old", {days[0] - DAY: 9.0}, instance="y:9102")
+        self.assertEqual(self.printed("--unused"), "alpha\n")
 
     # Servers that answer oddly.
 
@@ -7509,12 +7550,17 @@ class TestUsage(UsageCase):
                 "no count of .* rose in 90d", "--prometheus", answer_with(value)
             )
 
+    def test_what_is_no_number_is_no_sample(self) -> None:
+        values = [[1, "NaN"], [2, "3"], [3, "+Inf"], [1e300, "4"], [5, "-Inf"]]
+        series = {"metric": {"__name__": "x", "job": 1}, "values": values}
+        found = dict(popcon.series_in({"result": [series]}))
+        labels = frozenset({("__name__", "x"), ("job", "1")})
+        self.assertEqual(found, {labels: [(2.0, 3.0)]})
+
     def test_what_a_server_does_not_know_is_told(self) -> None:
-        none = "no count of .* rose in 90d: is that its name"
+        none = "no count of .* rose in 90d: do "
         self.assert_answer_refused(none, b'{"data": []}')
-        self.assert_answer_refused(
-            none, b'{"data": [], "warnings": ["PromQL warning: x"]}'
-        )
+        self.assert_answer_refused(none, b'{"data": [], "warnings": []}')
         lost = b'{"data": [], "warnings": ["a store is out"]}'
         self.assert_answer_refused("does not know all: a store is out", lost)
 
@@ -7523,10 +7569,9 @@ class TestUsage(UsageCase):
         self.assert_answer_refused('answers 400 .*: parse error: "\u00e4"$', wrong, 400)
         self.assert_answer_refused("answers 401 Unauthorized$", b"<html>", 401)
         self.assert_answer_refused("answers 503 Service Unavailable$", b"[]", 503)
-        location = "https://login.example/\33[2J"
-        moved = r"answers 302 Found: https://login.example/ \[2J$"
-        self.assert_answer_refused(moved, b"", 302, {"Location": location})
-        self.assert_answer_refused(moved, b"", 302, {"Location": location + "?hunter2"})
+        # It follows no redirect, as a header may hold a secret.
+        moved = {"Location": "https://login.example/?hunter2"}
+        self.assert_answer_refused("/series answers 302 Found$", b"", 302, moved)
         exporter = "answers 404 Not Found: an exporter is to be given as --metrics URL$"
         self.assert_answer_refused(exporter, b"404", 404)
 
@@ -7551,7 +7596,7 @@ class TestUsage(UsageCase):
                 "answers 400 .*wrong$", "--prometheus", f"{url}/tenant/", *given
             )
             ((path, headers),) = self.asked
-            self.assertTrue(path.startswith("GET /tenant/api/v1/series?"), path)
+            self.assertTrue(path.startswith("POST /tenant/api/v1/series?"), path)
             self.assertEqual(headers["Authorization"], "Bearer hunter2")
             self.assertEqual(headers["X-Scope-Orgid"], "a")
 
@@ -7570,8 +7615,8 @@ class TestUsage(UsageCase):
             "user:hunter2@x:9090",
             "x",
         ):
-            self.assert_refused("http:// is missing", "--prometheus", url)
-        password = "a password is given as --header @FILE"
+            self.assert_refused("a URL begins with http://", "--prometheus", url)
+        password = "and a password is given as --header @FILE"
         self.assert_refused(password, "--prometheus", "http://user:hunter2@x:9090")
         self.assert_refused(password, "--metrics", "http://x/metrics?token=hunter2 x")
         self.assert_refused(
@@ -7579,6 +7624,9 @@ class TestUsage(UsageCase):
         )
         nowhere = f"http://127.0.0.1:{free_port()}"
         self.assert_refused("cannot be read: .*refused$", "--prometheus", nowhere)
+        odd = {"NO_PROXY": "", "http_proxy": "socks5://127.0.0.1:9"}
+        sentence = "cannot be read: unknown url type: socks5$"
+        self.assert_refused(sentence, "--prometheus", nowhere, environ=odd)
 
     def test_wrong_windows_get_one_sentence(self) -> None:
         self.count(x=1)
@@ -7590,7 +7638,7 @@ class TestUsage(UsageCase):
             "1.5d",
             "5 d",
             "0d",
-            "0h0m",
+            "1h30m",
             "9999999999d",
             "-1d",
             "\u0663d",
@@ -7600,8 +7648,8 @@ class TestUsage(UsageCase):
     def test_wrong_numbers_get_one_sentence(self) -> None:
         self.count(x=1)
         for text in ("-1", "few", "1.5", "", "\u00b2"):
-            self.assert_refused("is no whole number from 0 up", f"--at-most={text}")
-            self.assert_refused("is no whole number from 0 up", f"--at-least={text}")
+            self.assert_refused("must be a whole number from 0 up", f"--at-most={text}")
+            self.assert_refused("must be a whole number from 0 up", f"--at-least={text}")
 
     def test_a_match_that_cannot_be_taken_gets_one_sentence(self) -> None:
         match = "{a='b'}"
@@ -7617,7 +7665,7 @@ class TestUsage(UsageCase):
             '{"library"!="x"}',
             "{'library' = 'x'}",
         ):
-            self.assert_refused("must not be about the library", "--match", match)
+            self.assert_refused("must be about other labels", "--match", match)
 
     def test_wrong_headers_get_one_sentence(self) -> None:
         self.source = ("--prometheus", "http://127.0.0.1:9")
@@ -7625,7 +7673,7 @@ class TestUsage(UsageCase):
         bad.write_text("hunter2\n")
         for text in ("hunter2", "X: hunter2\u20ac", "a b: hunter2", f"@{bad}"):
             self.assert_refused("must be 'Name: value', or @FILE", "--header", text)
-        missing = "--header @/nope: No such file or directory"
+        missing = "(?=.*No such file or directory).*/nope"
         self.assert_refused(missing, "--header", "@/nope")
 
     def test_a_wrong_prefix_gets_one_sentence(self) -> None:
@@ -7737,7 +7785,7 @@ class TestUsageOfRealThings(UsageCase):
         self.assert_refused(
             "an exporter is to be given as --metrics", "--prometheus", url
         )
-        self.assert_refused("is /metrics missing at its end", "--metrics", url)
+        self.assert_refused("that is no exporter's /metrics", "--metrics", url)
 
     def run_large(self, code: str, *arguments: str) -> str:
         """Run code in the large environment, and return what it prints."""
