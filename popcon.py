@@ -2232,16 +2232,19 @@ def counted(options: "argparse.Namespace") -> Counts:
         counts = Prometheus(options, now).counts()
     else:
         counts = exporter_counts(options, now)
-    if not counts.processes:
+    known = now - counts.since
+    is_too_early = known < 0.99 * window.seconds
+    if not counts.processes and not (options.metrics and is_too_early):
         raise OSError(
             f"no count of {metric_name()} rose in {window.text}: do {PREFIX} and "
             "--match fit, and does anything report (see selftest)?"
         )
-    known = now - counts.since
-    if known < 0.99 * window.seconds and not counts.doubt:
+    if is_too_early and not counts.doubt:
         shown = window.in_its_unit(known)
         counts.doubt = f"No answer yet: the counts reach back {shown} of {window.text}"
-        if shown != "0s":
+        if not counts.processes:
+            counts.doubt += f"; nothing was counted as {metric_name()} so far"
+        elif shown != "0s":
             counts.doubt += f"; try --window {shown}"
     return counts
 
@@ -2551,8 +2554,13 @@ def fetch(url: str, form: "dict[str, Any]", options: "argparse.Namespace") -> st
             "is given as --header @FILE"
         )
     shown = url.partition("?")[0]
-    # By POST, as a query may be too long for a URL.
-    request = web.Request(url, urlencode(form).encode() or None, headers(options))
+    query = urlencode(form)
+    body = None
+    if len(query) > 2000:  # too long for a URL
+        body = query.encode()
+    elif query:
+        url = f"{url}?{query}"
+    request = web.Request(url, body, headers(options))
     # Of urlopen()'s handlers none that follows redirects, as headers may hold a secret.
     opener = web.OpenerDirector()
     for handler in web.ProxyHandler, web.HTTPHandler, web.HTTPSHandler:
@@ -2655,6 +2663,7 @@ class Library:
         self.requirements: list[Requirement] = []
         self.groups: set[str] = set()  # of its entry points
         self.reasons: list[str] = []  # why it proves nothing that nobody imports it
+        self.installer = b""
         self.was_asked_for = False  # by a person, on a command line or in a list
         # What judged() finds out:
         self.processes: int | None = 0  # None: fewer than may be told
@@ -2706,7 +2715,16 @@ def installed_libraries() -> "tuple[dict[str, Library], dict[str, list[Requireme
             if other != name:
                 wants[name].append(Requirement(other))
                 wants[other].append(Requirement(name))
+    doubt_requests(installed.values())
     return installed, wants
+
+
+def doubt_requests(libraries: "Iterable[Library]") -> None:
+    """Forget who was asked for where REQUESTED is beside each library, as uv does."""
+    others = [library for library in libraries if library.installer != b"pip"]
+    if all(library.was_asked_for for library in others):
+        for library in others:
+            library.was_asked_for = False
 
 
 def distributions() -> "Iterator[Distribution]":
@@ -2741,10 +2759,8 @@ def library_of_metadata(distribution: Distribution) -> Library:
     library.requirements = requirements(distribution)
     entry_points = decoded(distribution.read("entry_points.txt"))
     library.groups = set(re.findall(r"(?m)^[ \t]*\[[ \t]*([^]\s]+)", entry_points))
-    # pip leaves REQUESTED beside what it was asked for, but uv beside every library.
-    if distribution.read("INSTALLER").strip() == b"pip":
-        requested = os.path.join(folder, info, "REQUESTED")
-        library.was_asked_for = os.path.exists(requested)
+    library.installer = distribution.read("INSTALLER").strip()
+    library.was_asked_for = os.path.exists(os.path.join(folder, info, "REQUESTED"))
     library.reasons = list(reasons_of(library, distribution))
     return library
 

@@ -6840,6 +6840,20 @@ class TestUsage(UsageCase):
         requested = [name for name, row in rows.items() if row["requested"]]
         self.assertEqual(requested, ["other-app", "other-part"])
         self.assertEqual(self.brought_by(), {"part": ["app"]})
+        # With one that uv was not asked for, it does tell something.
+        self.install("lone", "lone.py", more={"INSTALLER": "uv"})
+        self.count(other=1)
+        self.assertTrue(self.rows()["part"]["requested"])
+        self.assertEqual(self.brought_by(), {})
+
+    def test_a_file_of_metrics_without_a_count_is_no_answer_yet(self) -> None:
+        now = int(time.time())
+        file = self.folder / "fresh.prom"
+        file.write_text(f"process_start_time_seconds {now - 5}\n", encoding="utf-8")
+        self.install("alpha", "alpha.py")
+        outcome = self.usage("--metrics", str(file), "--unused")
+        self.assertEqual((outcome.status, outcome.out), (1, ""))
+        self.assertIn("nothing was counted as python_popcon_library_used", outcome.err)
 
     def test_libraries_that_require_each_other_have_a_row(self) -> None:
         self.requiring("alpha", "beta")
@@ -7596,7 +7610,7 @@ class TestUsage(UsageCase):
                 "answers 400 .*wrong$", "--prometheus", f"{url}/tenant/", *given
             )
             ((path, headers),) = self.asked
-            self.assertTrue(path.startswith("POST /tenant/api/v1/series?"), path)
+            self.assertTrue(path.startswith("GET /tenant/api/v1/series?"), path)
             self.assertEqual(headers["Authorization"], "Bearer hunter2")
             self.assertEqual(headers["X-Scope-Orgid"], "a")
 
