@@ -1088,6 +1088,7 @@ if TYPE_CHECKING:
     import socket
 
     Findings = Iterator[tuple[str, str, str]]
+    Check = Callable[[argparse.Namespace], Findings]
 
 SELFTEST = "popcon-selftest"  # a library that is made up; usage does not show it
 
@@ -1104,11 +1105,13 @@ def add_selftest_options(parser: "argparse.ArgumentParser") -> None:
 
 
 def selftest(options: "argparse.Namespace") -> int:
-    """Show whether reporting works here, and what is in force. Return 1 for errors."""
+    """Show whether reporting works here, and what is in force.
+
+    The exit status is 1 if there are errors.
+    """
     status = 0
-    for check in (
-        check_files, check_processes, check_settings, check_server, check_chain
-    ):
+    checks = (check_files, check_processes, check_settings, check_server, check_chain)
+    for check in checks:
         for state, what, text in findings(check, options):
             print(f"{state:9}{what:11}{text}", flush=True)
             if state == "error":
@@ -1116,10 +1119,7 @@ def selftest(options: "argparse.Namespace") -> int:
     return status
 
 
-def findings(
-    check: "Callable[[argparse.Namespace], Findings]",
-    options: "argparse.Namespace",
-) -> "Findings":
+def findings(check: "Check", options: "argparse.Namespace") -> "Findings":
     """Yield what a check finds. If it fails, that is an error."""
     try:
         yield from check(options)
@@ -1346,7 +1346,7 @@ def add_run_options(parser: "argparse.ArgumentParser") -> None:
 
 
 def run(options: "argparse.Namespace") -> "NoReturn":
-    """Run a program as cProfile does, and say at its end what it would have sent."""
+    """Run a program, and say at its end what it would send. Nothing is sent."""
     import runpy
 
     program = options.m or options.c or options.script
@@ -1477,7 +1477,6 @@ del _popcon
 # popcon.py is gone.
 PTH = 'import sys; exec("try: import popcon; popcon.setup_reporter()'
 PTH += '\\nexcept Exception: pass")\n'
-START = "popcon:setup_reporter\n"
 
 
 class Places:
@@ -1502,7 +1501,7 @@ class Places:
         self.process_text = MARK + PTH
         if sys.version_info >= (3, 18):
             self.process = os.path.join(site_packages, "popcon.start")
-            self.process_text = MARK + START
+            self.process_text = MARK + "popcon:setup_reporter\n"
 
 
 def foreign(path: str) -> str:
@@ -1528,18 +1527,14 @@ def write_whole(path: str, pieces: "Iterable[bytes]") -> None:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
     except OSError as error:
-        raise not_written(path, error) from None
-
-
-def not_written(path: str, error: OSError) -> OSError:
-    """Return an error that says in a sentence why a file can't be written, or removed."""
-    if isinstance(error, PermissionError):
-        return OSError(f"you may not write in {os.path.dirname(path)}")
-    return OSError(f"{path} cannot be written: {error.strerror}")
+        reason = f"{path} cannot be written: {error.strerror}"
+        if isinstance(error, PermissionError):
+            reason = f"you may not write in {os.path.dirname(path)}"
+        raise OSError(reason) from None
 
 
 def install(options: "argparse.Namespace") -> int:
-    """Let each IPython session of this environment report, or each process."""
+    """Let each IPython and Jupyter session of this environment report."""
     from compileall import compile_file
 
     places = Places()
@@ -1558,7 +1553,7 @@ def install(options: "argparse.Namespace") -> int:
             write_whole(path, [content])
             said = "wrote"
         print(said, path)
-    if compile_file(places.library, force=True, quiet=2):
+    if compile_file(places.library, quiet=2):
         print("compiled", places.library)
     who = "each session of IPython and Jupyter"
     if os.path.exists(places.process):
@@ -1572,7 +1567,11 @@ def install(options: "argparse.Namespace") -> int:
 
 
 def uninstall(_: "argparse.Namespace") -> int:
-    """Remove the files that install() wrote into this environment."""
+    """Remove the files that install has written.
+
+    `pip uninstall popcon` leaves them. Then any copy of popcon.py removes them, by
+    `python popcon.py uninstall`.
+    """
     from glob import escape, glob
 
     places = Places()
@@ -1589,10 +1588,7 @@ def uninstall(_: "argparse.Namespace") -> int:
         folder = os.path.dirname(escape(places.library))
         ours += glob(os.path.join(folder, "__pycache__", "popcon.*.pyc*"))
     for path in ours:
-        try:
-            os.remove(path)
-        except OSError as error:
-            raise not_written(path, error) from None
+        os.remove(path)
         print("removed", path)
     if not ours:
         print("nothing to remove in", sys.prefix)
@@ -1650,7 +1646,10 @@ def address(text: str) -> "tuple[str, int]":
 
 
 def collect(options: "argparse.Namespace") -> int:
-    """Add up what arrives, and keep it in a file, until SIGTERM or Ctrl-C."""
+    """Receive counts, and keep them in a file that `usage --metrics` reads.
+
+    SIGTERM or Ctrl-C ends it.
+    """
     import signal
 
     counts = CountFile(os.path.realpath(options.file))
@@ -1669,7 +1668,12 @@ def collect(options: "argparse.Namespace") -> int:
         signal.signal(signal.SIGINT, end)
         counts.save()
         note(f"counting into {counts.path} what arrives at {host}:{port}")
-        while receive(udp, counts) or not signals:
+        while True:
+            try:
+                counts.add(udp.recv(65536))
+            except (TimeoutError, BlockingIOError):
+                if signals:
+                    break
             if counts.is_due():
                 counts.save()
         counts.save()
@@ -1678,21 +1682,9 @@ def collect(options: "argparse.Namespace") -> int:
     return 0
 
 
-def receive(udp: "socket.socket", counts: "CountFile") -> bool:
-    """Add what one datagram counts; return False if none has come."""
-    try:
-        counts.add(udp.recv(65536))
-    except (TimeoutError, BlockingIOError):
-        return False
-    return True
-
-
 def lock(path: str) -> None:
     """Lock a file against other collects while this process lives. Raises OSError."""
-    try:
-        beside = os.open(f"{path}.lock", os.O_WRONLY | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise not_written(path, error) from None
+    beside = os.open(f"{path}.lock", os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         from fcntl import LOCK_EX, LOCK_NB, flock
 
@@ -1754,18 +1746,19 @@ class CountFile:
         if not os.path.exists(self.path):
             return
         wrong = f"{self.path} was not written by collect, or is damaged"
+        failure = OSError(f"{wrong}: name another file")
         with open(self.path, "rb") as file:
             while line := file.readline(1000):
                 found = re.fullmatch(FILE_LINE, line)
                 if found is not None:
                     self.numbers[found[1]] = float(found[2])
                 elif not line.startswith(b"# ") or not line.endswith(b"\n"):
-                    raise OSError(f"{wrong}: it has a line {line[:60]!r}")
+                    raise failure
         try:
             self.since = self.numbers.pop(b"process_start_time_seconds")
             self.alive = self.numbers.pop(b"popcon_collect_last_alive_time_seconds")
         except KeyError:
-            raise OSError(f"{wrong}: name another file") from None
+            raise failure from None
 
     def add(self, datagram: bytes) -> None:
         """Add what a datagram counts; what is no line of popcon's is left out."""
@@ -3176,6 +3169,10 @@ def add_source_options(parser: "argparse.ArgumentParser") -> None:
 # ---- the options --------------------------------------------------------------------
 
 
+if TYPE_CHECKING:
+    Command = Callable[[argparse.Namespace], int]
+
+
 def command_line() -> "argparse.ArgumentParser":
     """Return the parser of the command line; what it parses has run, the command."""
     import argparse
@@ -3195,27 +3192,20 @@ def command_line() -> "argparse.ArgumentParser":
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(
-        command: "Callable[[argparse.Namespace], int]", text: str
-    ) -> "argparse.ArgumentParser":
-        added = commands.add_parser(command.__name__, help=text, description=text)
+    def add(command: "Command") -> "argparse.ArgumentParser":
+        text = command.__doc__ or ""  # `python -OO` leaves none
+        short = text.partition("\n")[0]
+        added = commands.add_parser(command.__name__, help=short, description=text)
         added.set_defaults(run=command)
         return added
 
-    text = "Let each IPython and Jupyter session of this environment report."
-    everywhere = "Let every Python process of it report."
-    added = add(install, text)
-    added.add_argument("--all-processes", action="store_true", help=everywhere)
-    text = "Show whether reporting works here, and what is in force."
-    add_selftest_options(add(selftest, text))
-    text = "Run a program, and say at its end what it would send. Nothing is sent."
-    add_run_options(add(run, text))
-    text = "Receive counts, and keep them in a file that `usage --metrics` reads."
-    add_collect_options(add(collect, text))
-    text = "Tell how much each library is used, and which can go."
-    add_usage_options(add(usage, text))
-    text = "Remove what install wrote. `pip uninstall popcon` leaves that: then any copy "
-    add(uninstall, f"{text}of the file removes it, by `python popcon.py uninstall`.")
+    text = "Let every Python process of it report."
+    add(install).add_argument("--all-processes", action="store_true", help=text)
+    add_selftest_options(add(selftest))
+    add_run_options(add(run))
+    add_collect_options(add(collect))
+    add_usage_options(add(usage))
+    add(uninstall)
     return parser
 
 
