@@ -1080,14 +1080,12 @@ def is_set_up() -> bool:
 
 
 # ---- selftest -----------------------------------------------------------------------
-#
-# Each check yields its findings: how it is, of what, and in words.
 
 if TYPE_CHECKING:
-    import argparse
     import socket
 
-    Findings = Iterator[tuple[str, str, str]]
+    Command = Callable[[argparse.Namespace], int]
+    Findings = Iterator[tuple[str, str, str]]  # how it is, of what, and in words
     Check = Callable[[argparse.Namespace], Findings]
 
 SELFTEST = "popcon-selftest"  # a library that is made up; usage does not show it
@@ -1105,10 +1103,7 @@ def add_selftest_options(parser: "argparse.ArgumentParser") -> None:
 
 
 def selftest(options: "argparse.Namespace") -> int:
-    """Show whether reporting works here, and what is in force.
-
-    The exit status is 1 if there are errors.
-    """
+    """Show whether reporting works here, and what is in force."""
     status = 0
     checks = (check_files, check_processes, check_settings, check_server, check_chain)
     for check in checks:
@@ -1155,8 +1150,7 @@ def check_processes(_: "argparse.Namespace") -> "Findings":
     if trial("-c", use)[0]:
         yield "ok", "processes", "each Python process reports"
     else:
-        text = "no script or program reports; `install --all-processes` changes that"
-        yield "ok", "processes", text
+        yield "ok", "processes", "no script reports without `install --all-processes`"
     if PathFinder.find_spec("IPython") is None:
         return
     if trial("-m", "IPython", "--quick", "-c", use)[0]:
@@ -1181,10 +1175,10 @@ def trial(*arguments: str) -> "tuple[bytes, str]":
         Path(folder, "popcon_selftest.py").touch()
         server.bind(("127.0.0.1", 0))
         settings = {HOST: "127.0.0.1", PORT: str(server.getsockname()[1]), DEBUG: "1"}
-        cleared = dict.fromkeys((PREFIX, SAMPLE_RATE, "PYTHONSAFEPATH"), "")
+        settings |= {PREFIX: "", SAMPLE_RATE: "", "DO_NOT_TRACK": "0"}
         ended = run(
             [sys.executable, "-B", *arguments],
-            env=os.environ | cleared | settings | {"DO_NOT_TRACK": "0"},
+            env=os.environ | settings | {"IPYTHONDIR": folder, "PYTHONSAFEPATH": ""},
             cwd=folder,
             stdin=DEVNULL,
             capture_output=True,
@@ -1386,8 +1380,7 @@ def run(options: "argparse.Namespace") -> "NoReturn":
 def compiled(source: "str | bytes", file: str) -> "Any":
     """Compile a program. Raises OSError if it is not in Python."""
     if file.endswith(".ipynb"):
-        script = "what `jupyter nbconvert --to script` makes of it"
-        raise OSError(f"{file} is a notebook: run {script}")
+        raise OSError(f"{file}: run what `jupyter nbconvert --to script` makes of it")
     try:
         return compile(source, file, "exec")
     except (SyntaxError, ValueError) as error:
@@ -1418,10 +1411,10 @@ def conclude_at_exit(explain: bool) -> None:
         os.environ["DO_NOT_TRACK"] = asked
         os.environ[HOST] = os.environ.get(HOST) or "localhost"
         try:
-            reporter.update()
             if explain:
+                reporter.update()
                 names = sys.modules.keys() - known
-                new = {name: sys.modules[name] for name in names}
+                new = {str(name): sys.modules[name] for name in names}
                 print(*explanation(new, reporter.used), sep="\n", file=sys.stderr)
             reporter.send_new()
         except Exception as error:
@@ -1558,10 +1551,7 @@ def install(options: "argparse.Namespace") -> int:
     who = "each session of IPython and Jupyter"
     if os.path.exists(places.process):
         who = "each process"
-    when = f"once {HOST} names a server"
-    if is_host(os.environ.get(HOST, "")):
-        when = f"to {os.environ[HOST]}"
-    print(f"Next: {who} reports {when}.")
+    print(f"Next: {who} reports where {HOST} is set.")
     print("`python -m popcon selftest` shows whether it works.")
     return 0
 
@@ -1584,7 +1574,7 @@ def uninstall(_: "argparse.Namespace") -> int:
                 print(f"left {path}: {reason}")
             else:
                 ours.append(path)
-    if places.library in ours or not os.path.lexists(places.library):
+    if places.library in ours:
         folder = os.path.dirname(escape(places.library))
         ours += glob(os.path.join(folder, "__pycache__", "popcon.*.pyc*"))
     for path in ours:
@@ -1612,13 +1602,6 @@ COUNT_LINE = (
     rb"(?m)^python_popcon\.(?:namespace\.([A-Za-z0-9_-]+)\.)?library_used"
     rb"\.([a-z0-9]+(?:-[a-z0-9]+)*):([0-9]{1,9})\|c(?:\|@([0-9]{0,9}\.?[0-9]{1,18}))?$"
 )
-FILE_HEAD = """\
-# TYPE process_start_time_seconds gauge
-process_start_time_seconds {since:.3f}
-# TYPE popcon_collect_last_alive_time_seconds gauge
-popcon_collect_last_alive_time_seconds {alive:.3f}
-# TYPE python_popcon_library_used counter
-"""
 FILE_LINE = (
     rb"(process_start_time_seconds|popcon_collect_last_alive_time_seconds|"
     rb'python_popcon_library_used\{library="[a-z0-9-]+"'
@@ -1646,10 +1629,7 @@ def address(text: str) -> "tuple[str, int]":
 
 
 def collect(options: "argparse.Namespace") -> int:
-    """Receive counts, and keep them in a file that `usage --metrics` reads.
-
-    SIGTERM or Ctrl-C ends it.
-    """
+    """Receive counts, and keep them in a file that `usage --metrics` reads."""
     import signal
 
     counts = CountFile(os.path.realpath(options.file))
@@ -1712,10 +1692,7 @@ def listening(host: str, port: int) -> "socket.socket":
     except OSError:
         pass  # macOS and BSD refuse what Linux cuts down without a word
     if udp.getsockopt(*buffer) < RECEIVE_BUFFER:
-        note(
-            "where hundreds of processes end at once, some will be lost, for the system "
-            f"limits the buffer; as root: sysctl -w net.core.rmem_max={RECEIVE_BUFFER}"
-        )
+        note(f"a burst may get lost; as root: sysctl -w net.core.rmem_max={RECEIVE_BUFFER}")
     return udp
 
 
@@ -1727,10 +1704,7 @@ class CountFile:
     """
 
     def __init__(self, path: str) -> None:
-        import re
-
         self.path = path
-        self.count_line = re.compile(COUNT_LINE)
         self.numbers: dict[bytes, float] = {}
         self.since = time.time()
         self.alive = self.since
@@ -1745,14 +1719,13 @@ class CountFile:
 
         if not os.path.exists(self.path):
             return
-        wrong = f"{self.path} was not written by collect, or is damaged"
-        failure = OSError(f"{wrong}: name another file")
+        failure = OSError(f"{self.path} was not written by collect, or is damaged")
         with open(self.path, "rb") as file:
             while line := file.readline(1000):
                 found = re.fullmatch(FILE_LINE, line)
                 if found is not None:
                     self.numbers[found[1]] = float(found[2])
-                elif not line.startswith(b"# ") or not line.endswith(b"\n"):
+                else:
                     raise failure
         try:
             self.since = self.numbers.pop(b"process_start_time_seconds")
@@ -1762,7 +1735,9 @@ class CountFile:
 
     def add(self, datagram: bytes) -> None:
         """Add what a datagram counts; what is no line of popcon's is left out."""
-        for namespace, library, number, rate in self.count_line.findall(datagram):
+        import re
+
+        for namespace, library, number, rate in re.findall(COUNT_LINE, datagram):
             if len(namespace) + len(library) > LONGEST_NAME:
                 continue
             labels = b'library="' + library + b'"'
@@ -1776,8 +1751,8 @@ class CountFile:
                     note(f"{MOST_NAMES:,} names are enough: new ones are left out")
                 self.is_full = True
                 continue
-            count = int(number) / (float(rate or 1) or 1)
-            self.numbers[name] = self.numbers.get(name, 0) + count
+            share = float(rate or 1) or 1  # statsd_exporter takes 0 for 1, too
+            self.numbers[name] = self.numbers.get(name, 0) + int(number) / share
 
     def is_due(self) -> bool:
         """Tell whether the file is to be written."""
@@ -1804,7 +1779,8 @@ class CountFile:
         self.tried = time.monotonic()
 
     def lines(self) -> "Iterator[bytes]":
-        yield FILE_HEAD.format(since=self.since, alive=self.alive).encode()
+        yield b"process_start_time_seconds %.3f\n" % self.since
+        yield b"popcon_collect_last_alive_time_seconds %.3f\n" % self.alive
         for name in sorted(self.numbers):
             yield b"%s %.15g\n" % (name, self.numbers[name])
 
@@ -3167,10 +3143,6 @@ def add_source_options(parser: "argparse.ArgumentParser") -> None:
 
 
 # ---- the options --------------------------------------------------------------------
-
-
-if TYPE_CHECKING:
-    Command = Callable[[argparse.Namespace], int]
 
 
 def command_line() -> "argparse.ArgumentParser":
