@@ -1093,7 +1093,7 @@ SELFTEST = "popcon-selftest"  # a library that is made up; usage does not show i
 
 def add_selftest_options(parser: "argparse.ArgumentParser") -> None:
     server = parser.add_mutually_exclusive_group()
-    text = "Send one count, and wait for it there: three scrape intervals, or 3 minutes."
+    text = "Send one count, and wait for it there: three scrapes, or three minutes."
     server.add_argument("--prometheus", default="", metavar="URL", help=text)
     text = "Do the same with the file of collect, or an exporter's metrics."
     server.add_argument("--metrics", default="", metavar="FILE_OR_URL", help=text)
@@ -1160,7 +1160,7 @@ def check_processes(_: "argparse.Namespace") -> "Findings":
 
 
 def trial(*arguments: str) -> "tuple[bytes, str]":
-    """Run Python beside a throw-away library. Return what it sends, and says on stderr."""
+    """Run Python beside a throw-away library; return what it sends, and its stderr."""
     from pathlib import Path
     from socket import AF_INET, SOCK_DGRAM, socket
     from subprocess import DEVNULL, run
@@ -1316,7 +1316,7 @@ def unmapped_name() -> str:
 
 
 def patience_with(counters: "dict[str, Samples]") -> float:
-    """Return for how many seconds to wait: three scrape intervals, if they are known."""
+    """Return for how many seconds to wait: three scrapes, if it is known how long."""
     for counter, samples in counters.items():
         times = [when for when, _ in samples]
         gaps = [later - when for when, later in zip(times, times[1:])]
@@ -1425,7 +1425,7 @@ def conclude_at_exit(explain: bool) -> None:
 
 
 def explanation(new: "Mapping[str, object]", used: "set[str]") -> "Iterator[str]":
-    """Yield lines that say whose new modules are, and why what does not count doesn't."""
+    """Yield lines that say whose new modules are, and why some do not count."""
     files = executed_files(new)
     owned = owners(files, files)
     for library in sorted(owned):
@@ -1498,7 +1498,7 @@ class Places:
 
 
 def foreign(path: str) -> str:
-    """Return why install() has not written a file, "" if it has, in whatever version."""
+    """Return why a file is not from install, "" if it is from any version of it."""
     start = text_of(path)[:200]
     if not any(mark in start for mark in MARKS):
         return "it is not popcon's"
@@ -1590,9 +1590,9 @@ def uninstall(_: "argparse.Namespace") -> int:
 # What statsd_exporter and Prometheus do, as far as one machine needs it: to add up the
 # datagrams, and to keep the counts in a file that `usage --metrics` reads.
 
-RECEIVE_BUFFER = 4 << 20  # bytes; enough for a thousand processes that end at once
+BUFFER = 4 << 20  # bytes; enough for a thousand processes that end at once
 LONGEST_NAME = 200  # letters, of a library with its namespace
-MOST_NAMES = 100_000
+MOST_NAMES = 50_000
 SAVE_AFTER = 9  # seconds between writes, if counts have changed
 ALIVE_AFTER = 60  # seconds between writes, if none has
 SHORT_GAP = 7200  # seconds without anybody who listens that do no harm
@@ -1688,11 +1688,11 @@ def listening(host: str, port: int) -> "socket.socket":
         raise OSError(f"cannot listen at {host}:{port}: {error.strerror}") from None
     buffer = (socket.SOL_SOCKET, socket.SO_RCVBUF)
     try:
-        udp.setsockopt(*buffer, RECEIVE_BUFFER)
+        udp.setsockopt(*buffer, BUFFER)
     except OSError:
         pass  # macOS and BSD refuse what Linux cuts down without a word
-    if udp.getsockopt(*buffer) < RECEIVE_BUFFER:
-        note(f"a burst may get lost; as root: sysctl -w net.core.rmem_max={RECEIVE_BUFFER}")
+    if udp.getsockopt(*buffer) < BUFFER:
+        note(f"bursts may get lost; as root: sysctl -w net.core.rmem_max={BUFFER}")
     return udp
 
 
@@ -1714,7 +1714,7 @@ class CountFile:
         self.is_full = False
 
     def load(self) -> None:
-        """Read the file, if there is one. Raises OSError if collect did not write it."""
+        """Read the file, if there is one. Raises OSError if it is not from collect."""
         import re
 
         if not os.path.exists(self.path):
@@ -3156,12 +3156,11 @@ def command_line() -> "argparse.ArgumentParser":
     parser = Parser(
         prog="python -m popcon",
         description="Tell which installed libraries people use, and not who uses them.",
-        epilog=f"Begin with `install`, and set {HOST} to the name of your statsd server, "
+        epilog=f"Begin with `install`, and set {HOST} to the name of a statsd server, "
         "for which `collect` will do. Then `selftest` shows whether it works. "
         "COMMAND -h tells more of each.",
     )
-    version = f"popcon {__version__}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--version", action="version", version=f"popcon {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(command: "Command") -> "argparse.ArgumentParser":

@@ -3504,7 +3504,7 @@ class TestCollect(Lone):
 
     def test_where_the_system_limits_the_buffer_it_says_what_to_set(self) -> None:
         with (
-            mock.patch.object(popcon, "RECEIVE_BUFFER", 1 << 28),
+            mock.patch.object(popcon, "BUFFER", 1 << 28),
             contextlib.redirect_stderr(io.StringIO()) as said,
         ):
             popcon.listening("127.0.0.1", free_port(socket.SOCK_DGRAM)).close()
