@@ -1316,7 +1316,7 @@ def unmapped_name() -> str:
 
 
 def patience_with(counters: "dict[str, Samples]") -> float:
-    """Return for how many seconds to wait: three scrapes, if it is known how long."""
+    """Return the seconds to wait: three scrape intervals, if they are known."""
     for counter, samples in counters.items():
         times = [when for when, _ in samples]
         gaps = [later - when for when, later in zip(times, times[1:])]
@@ -1686,12 +1686,12 @@ def listening(host: str, port: int) -> "socket.socket":
         udp.bind(where)
     except OSError as error:
         raise OSError(f"cannot listen at {host}:{port}: {error.strerror}") from None
-    buffer = (socket.SOL_SOCKET, socket.SO_RCVBUF)
+    option = (socket.SOL_SOCKET, socket.SO_RCVBUF)
     try:
-        udp.setsockopt(*buffer, BUFFER)
+        udp.setsockopt(*option, BUFFER)
     except OSError:
         pass  # macOS and BSD refuse what Linux cuts down without a word
-    if udp.getsockopt(*buffer) < BUFFER:
+    if udp.getsockopt(*option) < BUFFER:
         note(f"bursts may get lost; as root: sysctl -w net.core.rmem_max={BUFFER}")
     return udp
 
