@@ -2373,9 +2373,16 @@ class FakeServers:
             log_message = mock.Mock()
 
             def do_GET(self) -> None:
+                self.reply(self.path.partition("?")[2])
+
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                self.reply(self.rfile.read(length).decode())
+
+            def reply(self, form: str) -> None:
                 servers.headers.append(self.headers.get("X-Key", ""))
                 servers.add_up()
-                query = urllib.parse.unquote(self.path.partition("?query=")[2])
+                query = dict(urllib.parse.parse_qsl(form)).get("query", "")
                 self.send_response(200)
                 self.end_headers()
                 self.wfile.write(servers.answer(query).encode())
