@@ -1297,7 +1297,7 @@ def selftest_counters(options: "argparse.Namespace") -> "dict[str, Samples]":
             if has_label(name) or name == unmapped_name():
                 counters[name] = [(now, float(value))]
         return counters
-    # The right one comes last, for a scrape may happen between the two questions.
+    # The right counter is asked for last: a scrape may come between the questions.
     for where in (f'__name__="{unmapped_name()}"', f'library="{SELFTEST}"'):
         found = Prometheus(options, now).samples(f"{{{where}}}", now - 10800, now)
         for labels, samples in found.items():
@@ -1397,7 +1397,7 @@ class Rehearsal(Reporter):
 
 def conclude_at_exit(explain: bool) -> None:
     """Let this process say at its end what it would have sent; nothing sends it."""
-    asked = os.environ.get("DO_NOT_TRACK", "0")
+    opt_out = os.environ.get("DO_NOT_TRACK", "0")
     os.environ["DO_NOT_TRACK"] = "1"
     process = os.getpid()
     known = set(sys.modules)
@@ -1408,8 +1408,8 @@ def conclude_at_exit(explain: bool) -> None:
     def conclude() -> None:
         if sys.stderr is None or os.getpid() != process:
             return
-        os.environ["DO_NOT_TRACK"] = asked
-        os.environ[HOST] = os.environ.get(HOST) or "localhost"
+        os.environ["DO_NOT_TRACK"] = opt_out
+        os.environ[HOST] = os.environ.get(HOST) or "localhost"  # which gets nothing
         try:
             if explain:
                 reporter.update()

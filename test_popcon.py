@@ -2792,6 +2792,16 @@ class TestRun(Case):
                 )
                 self.assertEqual((ended.stderr, server.received()), (f"{ALPHA}\n", []))
 
+    def test_nothing_is_sent_where_each_process_reports(self) -> None:
+        set_up = "import popcon; popcon.setup_reporter()"
+        self.write(self.site, {"sitecustomize.py": set_up})
+        with Server() as server:
+            plain = self.run_python("import alpha", **server.settings)
+            self.assertEqual((plain.stderr, server.names()), ("", ["alpha"]))
+        with Server() as server:
+            ended = self.run_it("-c", "import alpha", **server.settings)
+            self.assertEqual((ended.stderr, server.received()), (f"{ALPHA}\n", []))
+
     def test_explain_says_whose_each_module_is_or_why_nobodys(self) -> None:
         self.install("Beta.X", "beta/__init__.py", "beta/more.py", "beta/other.py")
         self.install("sleepy", "sleepy.py")
