@@ -2493,6 +2493,13 @@ class TestChain(Lone):
         said = rf"nobody listens at 127\.0\.0\.1, port {port}: .*refused"
         self.assertRegex(row[1], said)
 
+    def test_a_broken_link_is_one_error(self) -> None:
+        closed = settings_for(free_port(socket.SOCK_DGRAM))
+        (self.lone / "counts.prom").touch()
+        ended = self.popcon("selftest --metrics counts.prom", **closed)
+        self.assertEqual(ended.returncode, 1)
+        self.assertEqual(re.findall("(?m)^error +([a-z]+)", ended.stdout), ["chain"])
+
     def test_what_is_forbidden_or_not_set_is_not_sent(self) -> None:
         servers = FakeServers(self, MAPPED)
         opted_out = servers.statsd.settings | {"DO_NOT_TRACK": "1"}
