@@ -3497,6 +3497,21 @@ class TestCollect(Lone):
             self.assertEqual((status, said), (0, ""))
             self.assertEqual(self.libraries(), {"alpha": 50 * number})
 
+    def test_it_waits_in_silence_and_ends_though_datagrams_keep_coming(self) -> None:
+        process, port = self.running()
+        with self.assertRaises(subprocess.TimeoutExpired):
+            process.wait(2.5)  # it wakes up each second
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(f"{PREFIX}alpha:1|c".encode(), ("127.0.0.1", port))
+            process.terminate()
+            for _ in range(600):
+                sender.sendto(b"rubbish", ("127.0.0.1", port))
+                if process.poll() is not None:
+                    break
+                time.sleep(0.05)
+        self.assertEqual(process.poll(), 0)
+        self.assertEqual(self.libraries(), {"alpha": 1})
+
     def test_a_kill_loses_what_was_not_saved_and_nothing_else(self) -> None:
         self.start_collect(f"{PREFIX}alpha:1|c")
         status, _ = self.start_collect(f"{PREFIX}alpha:1|c", end=signal.SIGKILL)
