@@ -1119,101 +1119,87 @@ def is_set_up() -> bool:
 
 
 # ---- selftest -----------------------------------------------------------------------
-#
-# Each check yields its findings: how it is, of what, and in words.
 
 if TYPE_CHECKING:
-    import argparse
     import socket
 
-    Findings = Iterator[tuple[str, str, str]]
-    Counters = dict[str, list[tuple[float, float]]]  # when each had which value
+    Command = Callable[[argparse.Namespace], int]
+    Findings = Iterator[tuple[str, str, str]]  # how it is, of what, and in words
+    Check = Callable[[argparse.Namespace], Findings]
 
 SELFTEST = "popcon-selftest"  # a library that is made up; usage does not show it
 
 
 def add_selftest_options(parser: "argparse.ArgumentParser") -> None:
     server = parser.add_mutually_exclusive_group()
-    text = "Send one count, and wait for it there: three scrape intervals, or 3 minutes."
+    text = "Send one count, and wait for it there: three scrapes, or three minutes."
     server.add_argument("--prometheus", default="", metavar="URL", help=text)
-    text = "Send one count, and wait 30 s for it in a file, or an exporter's metrics."
+    text = "Do the same with the file of collect, or an exporter's metrics."
     server.add_argument("--metrics", default="", metavar="FILE_OR_URL", help=text)
     text = "Send 'Name: value', or such lines in @FILE, to a guarded server."
     parser.add_argument("--header", action="append", default=[], help=text)
+    parser.set_defaults(match="{}", metric="", window=Window("3h"))
 
 
 def selftest(options: "argparse.Namespace") -> int:
-    """Show whether reporting works here, and what is in force. Return 1 for errors."""
+    """Show whether reporting works here, and what is in force."""
     status = 0
-    for check in (
-        check_files,
-        check_processes,
-        check_settings,
-        check_names,
-        check_server,
-        check_chain,
-    ):
-        try:
-            for state, what, text in check(options):
-                print(f"{state:9}{what:11}{text}", flush=True)
-                if state == "error":
-                    status = 1
-        except Exception as error:  # there is no place for temporary files, say
-            what = check.__name__.removeprefix("check_")
-            print(f"error    {what:11}not checked: {error}", flush=True)
-            status = 1
+    checks = (check_files, check_processes, check_settings, check_server, check_chain)
+    for check in checks:
+        for state, what, text in findings(check, options):
+            print(f"{state:9}{what:11}{text}", flush=True)
+            if state == "error":
+                status = 1
     return status
 
 
+def findings(check: "Check", options: "argparse.Namespace") -> "Findings":
+    """Yield what a check finds. If it fails, that is an error."""
+    try:
+        yield from check(options)
+    except Exception as error:
+        yield "error", check.__name__.removeprefix("check_"), str(error)
+
+
 def check_files(_: "argparse.Namespace") -> "Findings":
-    """Look for popcon.py, for its bytecode, and for files that have lost it."""
+    """Look for popcon.py where start-up finds it, and for its bytecode."""
     from compileall import compile_file
 
     yield "ok", "popcon", f"{__version__}, {__file__}"
     yield "ok", "Python", f"{sys.version.split()[0]}, {sys.prefix}"
-    places = Places()
-    library = places.library
-    is_there = os.path.exists(library)
-    if not is_there:
+    library = Places().library
+    if not os.path.exists(library):
         yield "warning", "import", f"{library} is not there; `install` puts it there"
     elif compile_file(library, quiet=2):
         yield "ok", "bytecode", f"is there for {library}"
     else:
         yield "warning", "bytecode", f"no: each start compiles {library} anew"
-    for path in places.start_up_files():
-        if b"popularity_contest" in read(path) or not (is_there or foreign(path)):
-            text = f"{path} is of popularity-contest, or without popcon.py"
-            yield "warning", "left over", text
 
 
 def check_processes(_: "argparse.Namespace") -> "Findings":
-    """Let processes import a library: which of them report it, and at what cost?"""
-    load = "import runpy, sys; runpy.run_path(sys.argv[1])['setup_reporter'](); "
-    use = "import os, sys; sys.path.insert(0, os.getcwd()); import popcon_selftest"
-    received, said = trial("-c", load + use, __file__)
-    found = f"a process used a library, and sent {received!r}"
-    if received == b"python_popcon.library_used.popcon-selftest:1|c":
-        yield "ok", "reporting", found
+    """Let processes import a library: which of them report it?"""
+    set_up = "import runpy, sys; runpy.run_path(sys.argv[1])['setup_reporter'](); "
+    use = "import popcon_selftest"
+    sent, said = trial("-c", set_up + use, __file__)
+    text = f"a process used a library, and sent {sent!r}"
+    if sent == b"python_popcon.library_used.popcon-selftest:1|c":
+        yield "ok", "reporting", text
     else:
-        yield "error", "reporting", f"{found}; it said:\n{said}".rstrip()
-    yield "ok", "cost", f"at most {cost() * 1000:.1f} ms at the end of a process"
-    received, _said = trial("-c", use)
-    if received:
+        yield "error", "reporting", f"{text}; it said:\n{said}".rstrip()
+    if trial("-c", use)[0]:
         yield "ok", "processes", "each Python process reports"
     else:
-        text = "no script or program reports; `install --all-processes` changes that"
-        yield "ok", "processes", text
+        yield "ok", "processes", "no script reports without `install --all-processes`"
     if PathFinder.find_spec("IPython") is None:
         return
-    received, _said = trial("-m", "IPython", "--quick", "-c", use)
-    if received:
+    if trial("-m", "IPython", "--quick", "-c", use)[0]:
         yield "ok", "IPython", "each session of IPython and Jupyter reports"
     else:
         yield "warning", "IPython", "no session reports; `install` changes that"
 
 
 def trial(*arguments: str) -> "tuple[bytes, str]":
-    """Run Python beside a throw-away library. Return what it sends, and says on stderr."""
+    """Run Python beside a throw-away library; return what it sends, and its stderr."""
     from pathlib import Path
     from socket import AF_INET, SOCK_DGRAM, socket
     from subprocess import DEVNULL, run
@@ -1227,30 +1213,22 @@ def trial(*arguments: str) -> "tuple[bytes, str]":
         Path(info, "RECORD").write_text("popcon_selftest.py,,\n", "ascii")
         Path(folder, "popcon_selftest.py").touch()
         server.bind(("127.0.0.1", 0))
-        environ = {**os.environ, **dict.fromkeys(SETTINGS, "")}
-        environ[HOST] = "127.0.0.1"
-        environ[PORT] = str(server.getsockname()[1])
-        environ[DEBUG] = "1"
-        environ["DO_NOT_TRACK"] = "0"
-        environ["IPYTHONDIR"] = folder
-        command = [sys.executable, "-B", *arguments]
-        options: Any = {"env": environ, "cwd": folder, "timeout": 60}
-        ended = run(command, stdin=DEVNULL, capture_output=True, **options)
+        settings = {HOST: "127.0.0.1", PORT: str(server.getsockname()[1]), DEBUG: "1"}
+        settings |= {PREFIX: "", SAMPLE_RATE: "", "DO_NOT_TRACK": "0"}
+        ended = run(
+            [sys.executable, "-B", *arguments],
+            env=os.environ | settings | {"IPYTHONDIR": folder, "PYTHONSAFEPATH": ""},
+            cwd=folder,
+            stdin=DEVNULL,
+            capture_output=True,
+            timeout=60,
+        )
         server.sendto(b"", server.getsockname())  # so that something comes in any case
         return server.recv(65536), ended.stderr.decode(errors="replace")
 
 
-def cost() -> float:
-    """Return the seconds that it takes to look for an owner in all of the metadata."""
-    PathFinder.find_spec("popcon_selftest")  # so that Python has listed all folders
-    files = {os.path.join(folder, "popcon_selftest.py") for folder in sys.path}
-    begin = time.perf_counter()
-    owners(files)
-    return time.perf_counter() - begin
-
-
 def check_settings(_: "argparse.Namespace") -> "Findings":
-    """Tell what is in force, or what would be right instead."""
+    """Tell what is in force, or what would be right instead. Warn of misspelt names."""
     import re
 
     for name in SETTINGS:
@@ -1264,190 +1242,126 @@ def check_settings(_: "argparse.Namespace") -> "Findings":
             yield "ok", what, value
         else:
             yield "warning", what, f"{name} is not set: nothing is sent"
-        known = r"python_popcon\.(namespace\.[^.]+\.)?library_used"
-        if name == PREFIX and not re.fullmatch(known, value):
+        if name == PREFIX and not re.match(COUNT_LINE, statsd_line(SELFTEST, value)):
             text = "README's rules match python_popcon.library_used and "
             text += "python_popcon.namespace.NAME.library_used, with no dot in NAME"
             yield "warning", "mapping", text
+    known = [*SETTINGS, SIGTERM, DEBUG]
+    for name in sorted(os.environ):
+        if "POPCON" in name.upper() and name not in known:
+            text = f"{name} is no setting: they are {', '.join(known)}"
+            yield "warning", "unknown", text
     if opted_out():
         yield "warning", "opted out", "DO_NOT_TRACK is set: nothing is sent"
 
 
-def check_names(_: "argparse.Namespace") -> "Findings":
-    """Warn of variables that are no settings, but look like one that is misspelt."""
-    from difflib import get_close_matches
-
-    known = [*SETTINGS, SIGTERM, DEBUG]
-    for name in sorted(os.environ):
-        if "POPCON" in name.upper() and name not in known:
-            end = name.upper().rpartition("_")[2]
-            likely = [one for one in known if one.endswith(end)] or known
-            (nearest,) = get_close_matches(name.upper(), likely, n=1, cutoff=0)
-            text = f"{name} is no setting of popcon; do you mean {nearest}?"
-            yield "warning", "unknown", text
-
-
-def check_server(_: "argparse.Namespace") -> "Findings":
-    """Send an empty datagram, which counts nothing, to the server that is set."""
-    try:
-        host = setting(HOST)
-        port = int(setting(PORT))
-    except ValueError:
-        return  # check_settings() has said so
-    if not host:
-        return
-    try:
-        probe(host, port)
-    except OSError as error:
-        text = f"an empty datagram to {host}, port {port}, failed: {error}"
-        yield "error", "server", text
-    else:
-        text = f"{host}, port {port}, does not refuse datagrams; "
+def check_server(options: "argparse.Namespace") -> "Findings":
+    """Send an empty datagram, which counts nothing, unless check_chain() sends one."""
+    if os.environ.get(HOST) and not (options.prometheus or options.metrics):
+        text = f"{send_and_listen(b'')}, does not refuse datagrams; "
         text += "whether it counts them, --prometheus or --metrics shows"
         yield "ok", "server", text
 
 
-def probe(host: str, port: int) -> None:
-    """Send an empty datagram. Raises OSError if it is refused: nobody listens."""
-    from socket import AF_INET, SOCK_DGRAM, getaddrinfo, socket
+def send_and_listen(data: bytes) -> str:
+    """Send a datagram to the server that is set, and return where that is.
 
-    send([], host, port)  # looks up the name, with patience
-    found = getaddrinfo(host, port, type=SOCK_DGRAM)
-    found.sort(key=lambda one: one[0] != AF_INET)  # IPv4 first, as send() does
-    family, _, _, _, address = found[0]
-    with socket(family, SOCK_DGRAM) as udp:
-        udp.settimeout(0.5)  # seconds
-        udp.connect(address)  # only so is a refusal heard of
-        udp.send(b"")
-        try:
+    Raises ValueError if a setting is wrong, OSError if the datagram is refused.
+    """
+    from socket import socket
+
+    host = setting(HOST)
+    port = int(setting(PORT))
+    place = f"{host}, port {port}"
+    if not host:
+        raise ValueError(f"{HOST} is not set: nothing is sent")
+    try:
+        family, kind, _, _, address = look_up(host, port)[0]
+        with socket(family, kind) as udp:
+            udp.settimeout(0.5)  # seconds
+            udp.connect(address)  # only so is a refusal heard of
+            udp.send(data)
             udp.recv(1)
-        except TimeoutError:
-            pass  # as it should be: no answer
+    except TimeoutError:
+        pass  # as it should be: no answer
+    except OSError as error:
+        raise OSError(f"nobody listens at {place}: {error}") from None
+    return place
 
 
 def check_chain(options: "argparse.Namespace") -> "Findings":
-    """Send one count by the settings in force, and look for it at the other end."""
-    if not options.prometheus and not options.metrics:
+    """Send one count by the settings in force, and wait for it at the other end."""
+    server = options.prometheus or options.metrics
+    if not server:
         return
-    try:
-        before = selftest_counters(options)
-        send_one_count()
-        yield await_count(options, before)
-    except (OSError, ValueError) as error:
-        yield "error", "chain", str(error)
-
-
-def send_one_count() -> None:
-    """Send a count of popcon-selftest. Raises OSError or ValueError: why not."""
-    host = setting(HOST)
-    port = int(setting(PORT))
-    line = statsd_line(SELFTEST, setting(PREFIX), setting(SAMPLE_RATE))
-    if not host:
-        raise ValueError(f"{HOST} is not set: nothing is sent")
     if opted_out():
         raise ValueError("DO_NOT_TRACK is set: nothing is sent")
-    try:
-        probe(host, port)
-    except ConnectionRefusedError:
-        raise OSError(f"nobody listens at {host}, port {port}") from None
-    send([line], host, port)
-
-
-def await_count(
-    options: "argparse.Namespace", before: "Counters"
-) -> "tuple[str, str, str]":
-    """Wait until a counter of popcon-selftest changes, and return what was found."""
-    server = options.prometheus or options.metrics
-    patience = patience_with(options, before)
+    line = statsd_line(SELFTEST, setting(PREFIX), setting(SAMPLE_RATE))
+    before = selftest_counters(options)
+    place = send_and_listen(line)
+    patience = patience_with(before)
     if sys.stderr is not None and sys.stderr.isatty():
         note(f"waiting for one count more at {server}, up to {patience:.0f} s")
     end = time.monotonic() + patience
     while True:
         now = selftest_counters(options)
-        changed = []
-        for counter in now:
-            if counter not in before or now[counter][-1][1] != before[counter][-1][1]:
-                changed.append(counter)
-        if changed:
-            counter = max(changed, key=has_label)  # the right one, if it is there
-            text = f"one count arrived, as {readable(counter, 200)}"
-            if has_label(counter):
-                return "ok", "chain", text
-            text += f": the mapping does not know the prefix {setting(PREFIX)}"
-            return "error", "chain", text
-        if time.monotonic() > end:
+        risen = []
+        for name, samples in now.items():
+            if name not in before or samples[-1][1] != before[name][-1][1]:
+                risen.append(name)
+        if risen or time.monotonic() > end:
             break
         time.sleep(1)
-    arrives = f"do datagrams arrive at {setting(HOST)}, port {setting(PORT)}"
-    if any(map(has_label, now)):
-        text = f"{server} knows the counter, but it did not rise: {arrives}?"
+    arrive = f"do datagrams arrive at {place}?"
+    if any(map(has_label, risen)):
+        yield "ok", "chain", f"one count arrived at {server}"
+    elif risen:
+        text = f"one count arrived as {unmapped_name()}"
+        yield "error", "chain", f"{text}: the mapping does not know the prefix"
+    elif any(map(has_label, now)):
+        text = f"{server} knows the counter, but it did not rise"
+        yield "error", "chain", f"{text}: {arrive}"
     else:
-        text = f"{server} knows no such counter: is the exporter scraped, {arrives}?"
-    return "error", "chain", text
+        text = f"{server} knows no such counter: is the exporter scraped"
+        yield "error", "chain", f"{text}, {arrive}"
+
+
+def selftest_counters(options: "argparse.Namespace") -> "dict[str, Samples]":
+    """Return the samples of the counters that count popcon-selftest. Raises OSError."""
+    now = time.time()
+    counters: dict[str, Samples] = {}
+    if options.metrics:
+        for line in metrics_text(options, now).split("\n"):
+            name, _, value = line.rpartition(" ")
+            if has_label(name) or name == unmapped_name():
+                counters[name] = [(now, float(value))]
+        return counters
+    # The right counter is asked for last: a scrape may come between the questions.
+    for where in (f'__name__="{unmapped_name()}"', f'library="{SELFTEST}"'):
+        found = Prometheus(options, now).samples(f"{{{where}}}", now - 10800, now)
+        for labels, samples in found.items():
+            counters[str(sorted(labels))] = samples
+    return counters
 
 
 def has_label(counter: str) -> bool:
     """Tell whether a mapping made a label of the library: else it is in the name."""
-    return f'"{SELFTEST}"' in counter
+    return SELFTEST in counter
 
 
-def patience_with(options: "argparse.Namespace", counters: "Counters") -> float:
-    """Return for how many seconds to wait: three scrape intervals, if they are known."""
-    if options.metrics:
-        return 30  # collect writes its file within ten seconds
-    patience = 180.0
+def unmapped_name() -> str:
+    """Return the name that statsd_exporter makes of a counter that no rule matches."""
+    return f"{setting(PREFIX)}.{SELFTEST}".replace(".", "_").replace("-", "_")
+
+
+def patience_with(counters: "dict[str, Samples]") -> float:
+    """Return the seconds to wait: three scrape intervals, if they are known."""
     for counter, samples in counters.items():
         times = [when for when, _ in samples]
         gaps = [later - when for when, later in zip(times, times[1:])]
         if gaps and has_label(counter):
-            patience = 3 * max(10, min(gaps))
-    return patience
-
-
-def selftest_counters(options: "argparse.Namespace") -> "Counters":
-    """Return the samples of the counters of popcon-selftest. Raises OSError."""
-    if options.prometheus:
-        # The right one comes last, for a scrape may happen between the two questions.
-        counters = selftest_series(options, '__name__=~".+_popcon_selftest"')
-        counters |= selftest_series(options, f'library="{SELFTEST}"')
-        return counters
-    if options.metrics.startswith(("http://", "https://")):
-        text = fetch(options.metrics, {}, options)
-    else:
-        os.stat(options.metrics)  # raises OSError if it is not there
-        text = text_of(options.metrics)
-    counters = {}
-    for line in text.split("\n"):
-        counter, _, value = line.rpartition(" ")
-        is_its = has_label(counter) or counter.endswith("_popcon_selftest")
-        if is_its and not line.startswith("#"):
-            counters[counter] = [(0.0, float(value))]
-    return counters
-
-
-def selftest_series(options: "argparse.Namespace", selector: str) -> "Counters":
-    """Return what Prometheus knows of some counters in the last three hours."""
-    import json
-
-    url = options.prometheus.rstrip("/") + "/api/v1/query"
-    query = f"{{{selector}}}[3h]"
-    # VictoriaMetrics would keep back what it got in the last 30 seconds.
-    form = {"query": query, "nocache": 1, "latency_offset": "1ms"}
-    text = fetch(url, form, options)
-    counters = {}
-    try:
-        for series in json.loads(text)["data"]["result"]:
-            labels = series["metric"]
-            name = labels.pop("__name__")
-            samples = []
-            for when, value in series["values"]:
-                if value != "NaN":  # which marks where a series ended
-                    samples.append((float(when), float(value)))
-            if samples:
-                counters[f"{name} {json.dumps(labels)}"] = samples
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise OSError(f"{url} does not answer as Prometheus does") from None
-    return counters
+            return max(30, 3 * min(gaps))
+    return 180
 
 
 # ---- run ----------------------------------------------------------------------------
@@ -1465,128 +1379,105 @@ def add_run_options(parser: "argparse.ArgumentParser") -> None:
 
 
 def run(options: "argparse.Namespace") -> "NoReturn":
-    """Run a program as cProfile does, and say at its end what it would have sent."""
+    """Run a program, and say at its end what it would send. Nothing is sent."""
     import runpy
 
     program = options.m or options.c or options.script
     if not program:
         command_line().error("a program is missing: SCRIPT, -m MODULE or -c CODE")
     what = program[0]
-    source: bytes | str = what
-    file = "<string>"
     folder = os.getcwd()
+    main_module = type(sys)("__main__")
     if options.script:
-        source = program_source(what)
-        file = os.path.join(folder, what)
+        main_module.__file__ = os.path.join(folder, what)
         folder = os.path.dirname(os.path.realpath(what))
+        with open(what, "rb") as file:
+            code = compiled(file.read(), main_module.__file__)
     elif options.c:
         program[0] = "-c"
         folder = ""
+        code = compiled(what, "<string>")
     sys.argv = program
+    del sys.path[: len(STANDARD_FOLDERS)]  # which main() has put there
     if not getattr(sys.flags, "safe_path", sys.flags.isolated):
         sys.path[0] = folder
-    del sys.meta_path[0]  # main()'s StandardFinder
-    conclude_at_exit(options.explain)
-    main_module = type(sys)("__main__")
     sys.modules["__main__"] = main_module
+    conclude_at_exit(options.explain)
     try:
         if options.m:
             runpy.run_module(what, None, "__main__", alter_sys=True)
         else:
-            if options.script:
-                main_module.__file__ = file
-            exec(compile(source, file, "exec"), vars(main_module))
-    except KeyboardInterrupt as error:
-        show_traceback(error, runpy.__file__)
-        sys.exit(130)
+            exec(code, vars(main_module))
     except Exception as error:
-        show_traceback(error, runpy.__file__)
+        trace: Any = error.__traceback__
+        trace = trace.tb_next  # without the frame of this function
+        sys.excepthook(type(error), error.with_traceback(trace), trace)
         sys.exit(1)
     sys.exit()
 
 
-def program_source(script: str) -> bytes:
-    """Return the source of a script. Raises OSError if it is none, or not Python."""
-    with open(script, "rb") as file:
-        source = file.read()
-    if script.endswith(".ipynb"):
-        script_of_it = "what `jupyter nbconvert --to script` makes of it"
-        raise OSError(f"{script} is a notebook: run {script_of_it}")
-    if script.endswith((".py", ".pyw")):
-        return source  # what is wrong in it is shown as Python shows it
+def compiled(source: "str | bytes", file: str) -> "Any":
+    """Compile a program. Raises OSError if it is not in Python."""
+    if file.endswith(".ipynb"):
+        raise OSError(f"{file}: run what `jupyter nbconvert --to script` makes of it")
     try:
-        compile(source, script, "exec")
+        return compile(source, file, "exec")
     except (SyntaxError, ValueError) as error:
-        raise OSError(f"{script} is no Python program: {error}") from None
-    return source
+        raise OSError(f"{file} is no Python program: {error}") from None
 
 
-def show_traceback(error: BaseException, runpy_file: str) -> None:
-    """Show an exception as Python does, without the frames of popcon and runpy."""
-    ours = (run.__code__.co_filename, runpy_file, "<frozen runpy>")
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename in ours:
-        trace = trace.tb_next
-    sys.excepthook(type(error), error.with_traceback(trace), trace)
+class Rehearsal(Reporter):
+    """A reporter that says what it would send."""
+
+    def send_lines(self, lines: "Mapping[bytes, str]", host: str, port: int) -> None:
+        for line in lines:
+            print(line.decode(), file=sys.stderr)
 
 
 def conclude_at_exit(explain: bool) -> None:
     """Let this process say at its end what it would have sent; nothing sends it."""
-    is_opted_out = opted_out()
+    opt_out = os.environ.get("DO_NOT_TRACK", "0")
     os.environ["DO_NOT_TRACK"] = "1"
     process = os.getpid()
     known = set(sys.modules)
-    reporter = Reporter()
+    reporter = Rehearsal()
     reporter.baseline = executed_files(dict(sys.modules)) | {__file__}
+    reporter.draw = 0.0  # so that it is in every sample
 
     def conclude() -> None:
-        lines: list[str] = []
+        if sys.stderr is None or os.getpid() != process:
+            return
+        os.environ["DO_NOT_TRACK"] = opt_out
+        os.environ[HOST] = os.environ.get(HOST) or "localhost"  # which gets nothing
         try:
-            names = sys.modules.keys() - known
-            new = {name: sys.modules[name] for name in names}
-            reporter.update()
             if explain:
-                lines += explanation(new, reporter.used)
-            lines += lines_to_send(reporter.used, is_opted_out)
+                reporter.update()
+                names = sys.modules.keys() - known
+                new = {str(name): sys.modules[name] for name in names}
+                print(*explanation(new, reporter.used), sep="\n", file=sys.stderr)
+            reporter.send_new()
         except Exception as error:
-            lines.append(f"popcon: nothing would be sent: {error}")
-        if sys.stderr is not None and os.getpid() == process:
-            print(*lines, sep="\n", file=sys.stderr)
+            note(f"nothing would be sent: {error}")
+        os.environ["DO_NOT_TRACK"] = "1"
 
     atexit.register(conclude)  # before the program registers any: so it runs last
 
 
-def lines_to_send(used: "set[str]", is_opted_out: bool) -> "list[str]":
-    """Return the lines that would be sent. Raises ValueError if there are none."""
-    prefix = setting(PREFIX)
-    rate = setting(SAMPLE_RATE)
-    if is_opted_out:
-        raise ValueError("DO_NOT_TRACK is set")
-    if not used:
-        raise ValueError("no library was used")
-    return [statsd_line(name, prefix, rate).decode() for name in sorted(used)]
-
-
-def explanation(new: "Mapping[Any, object]", used: "set[str]") -> "Iterator[str]":
-    """Yield lines that say whose new modules are, and why what does not count doesn't."""
+def explanation(new: "Mapping[str, object]", used: "set[str]") -> "Iterator[str]":
+    """Yield lines that say whose new modules are, and why some do not count."""
     files = executed_files(new)
     owned = owners(files, files)
-    for library in sorted(used):
-        yield f"{library}: {len(owned.get(library, ()))} modules"
-    for library in sorted(owned.keys() - used):
-        yield f"not counted: {library}: it was loaded before"
+    for library in sorted(owned):
+        if library in used:
+            yield f"{library}: {len(owned[library])} modules"
+        else:
+            yield f"not counted: {library}: it was loaded before"
     for file in sorted(files.difference(*owned.values())):
         yield f"not counted: {file}: of no library, or of an editable install"
-    standard_modules = 0
-    others = []
-    for name, module in new.items():
-        if str(name).partition(".")[0] in sys.stdlib_module_names:
-            standard_modules += 1
-        elif not executed_files({name: module}):
-            others.append(str(name))
-    for name in sorted(others):
-        yield f"not counted: {name}: not executed, without a file, or Python's own"
-    yield f"not counted: {standard_modules} modules of the standard library"
+    for name in sorted(new):
+        is_standard = name.partition(".")[0] in sys.stdlib_module_names
+        if not is_standard and not executed_files({name: new[name]}):
+            yield f"not counted: {name}: not executed, without a file, or Python's own"
 
 
 # ---- install, uninstall -------------------------------------------------------------
@@ -1599,8 +1490,8 @@ MARKS = (MARK, '"""popcon: which installed libraries do people really use')
 # What IPython runs at the start of each session. Only popcon.py in site-packages is
 # meant, not a person's own beside a notebook. Nobody is to notice if it is gone or half
 # copied, or if another Python reads this; no name is left behind.
-SESSION = """\
-def _popcon():
+SESSION = f"""\
+{MARK}def _popcon():
     import importlib.util, os, site
     popcon = importlib.util.find_spec("popcon").origin
     if os.path.dirname(popcon) in site.getsitepackages():
@@ -1611,7 +1502,6 @@ except Exception:
     pass
 del _popcon
 """
-MADE = "# install made the folder "  # and where it is, from sys.prefix on
 
 # Only a line of a .pth file that begins with import is run, and nothing but exec lets
 # one line be silent where popcon.py can't be read, or is a person's own on PYTHONPATH.
@@ -1619,76 +1509,40 @@ MADE = "# install made the folder "  # and where it is, from sys.prefix on
 # popcon.py is gone.
 PTH = 'import sys; exec("try: import popcon; popcon.setup_reporter()'
 PTH += '\\nexcept Exception: pass")\n'
-START = "popcon:setup_reporter\n"
 
 
 class Places:
-    """The files that switch popcon on in this environment.
+    """The files that switch popcon on in this environment, and what is in them.
 
-    library: popcon.py, where start-up finds it, or where it belongs
+    library: popcon.py, where start-up finds it
     session: what IPython runs at the start of each session
     process: what Python reads at the start of each process
     """
 
     def __init__(self) -> None:
-        from site import getsitepackages
         from sysconfig import get_path
 
-        self.site_packages = get_path("purelib")
-        self.library = os.path.join(self.site_packages, "popcon.py")
-        spec = PathFinder.find_spec("popcon", getsitepackages())
+        site_packages = get_path("purelib")
+        self.library = os.path.join(site_packages, "popcon.py")
+        spec = PathFinder.find_spec("popcon", [site_packages])
         if spec is not None and spec.origin is not None:
-            self.library = spec.origin
-        self.cache = os.path.join(os.path.dirname(self.library), "__pycache__")
-        self.start_up = os.path.join(sys.prefix, "etc", "ipython", "startup")
-        self.session = os.path.join(self.start_up, "000-popcon.py")
+            self.library = spec.origin  # a package of somebody's own would hide ours
+        folder = os.path.join(sys.prefix, "etc", "ipython", "startup")
+        self.session = os.path.join(folder, "000-popcon.py")
+        self.process = os.path.join(site_packages, "popcon.pth")
+        self.process_text = MARK + PTH
         if sys.version_info >= (3, 18):
-            self.process = os.path.join(self.site_packages, "popcon.start")
-            self.process_text = MARK + START
-        else:
-            self.process = os.path.join(self.site_packages, "popcon.pth")
-            self.process_text = MARK + PTH
-
-    def start_up_files(self) -> "list[str]":
-        """Return the files that are run at the start of a session, or a process."""
-        from glob import escape, glob
-
-        found = glob(os.path.join(escape(self.start_up), "*.py"))
-        if os.path.exists(self.process):
-            found.append(self.process)
-        return sorted(found)
-
-    def made_folders(self) -> "list[str]":
-        """Return the folders that install made, as the start-up file keeps them."""
-        folders = []
-        for line in text_of(self.session).split("\n"):
-            if line.startswith(MADE):
-                folders.append(line.removeprefix(MADE))
-        return folders
-
-    def session_text(self) -> str:
-        """Return the text of the start-up file, with the folders that install makes."""
-        folders = self.made_folders()
-        for folder in (self.start_up, self.cache):
-            while not os.path.exists(folder):
-                folders.append(os.path.relpath(folder, sys.prefix))
-                folder = os.path.dirname(folder)
-        lines = [f"{MADE}{folder}\n" for folder in folders]
-        return MARK + SESSION + "".join(lines)
+            self.process = os.path.join(site_packages, "popcon.start")
+            self.process_text = MARK + "popcon:setup_reporter\n"
 
 
 def foreign(path: str) -> str:
-    """Return why install() has not written a file, "" if it has, in whatever version."""
-    from sysconfig import get_path
-
+    """Return why a file is not from install, "" if it is from any version of it."""
     start = text_of(path)[:200]
     if not any(mark in start for mark in MARKS):
         return "it is not popcon's"
     if owners({path}, {path}):
-        return "it was installed by pip, or the like"
-    folder, name = os.path.split(path)
-    if name == "popcon.py" and not os.path.samefile(folder, get_path("purelib")):
-        return "it is where install does not write"
+        return "it was installed by pip, so `pip uninstall popcon` removes it"
     return ""
 
 
@@ -1698,41 +1552,25 @@ def write_whole(path: str, pieces: "Iterable[bytes]") -> None:
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         if os.path.lexists(unfinished):
-            os.remove(unfinished)
-        with open(unfinished, "xb") as file:  # never through somebody else's link
+            os.remove(unfinished)  # of one that was killed, or of somebody else
+        with open(unfinished, "xb") as file:  # never through a link
             file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
     except OSError as error:
-        raise OSError(not_written(path, error)) from None
-    finally:
-        if os.path.lexists(unfinished):
-            os.remove(unfinished)
-
-
-def not_written(path: str, error: OSError) -> str:
-    """Return in a sentence why a file could not be written, or removed."""
-    if isinstance(error, PermissionError):
-        return f"you may not write in {os.path.dirname(path)}"
-    return f"{path} cannot be written: {error.strerror}"
-
-
-def add_install_options(parser: "argparse.ArgumentParser") -> None:
-    text = "Let every Python process of it report."
-    parser.add_argument("--all-processes", action="store_true", help=text)
+        reason = f"{path} cannot be written: {error.strerror}"
+        if isinstance(error, PermissionError):
+            reason = f"you may not write in {os.path.dirname(path)}"
+        raise OSError(reason) from None
 
 
 def install(options: "argparse.Namespace") -> int:
-    """Let each IPython session of this environment report, or each process."""
+    """Let each IPython and Jupyter session of this environment report."""
     from compileall import compile_file
-    from importlib.util import cache_from_source
 
     places = Places()
-    files = {
-        places.library: read(__file__),
-        places.session: os.fsencode(places.session_text()),
-    }
+    files = {places.library: read(__file__), places.session: SESSION.encode()}
     if options.all_processes:
         files[places.process] = places.process_text.encode()
     for path, content in files.items():
@@ -1742,70 +1580,47 @@ def install(options: "argparse.Namespace") -> int:
                 raise OSError(f"{path} is in the way: {reason}; nothing was changed")
     os.umask(0o022)  # who uses the environment is to read it
     for path, content in files.items():
-        is_new = read(path) != content
         said = "found"
-        if is_new:
-            said = "wrote"
+        if read(path) != content:
             write_whole(path, [content])
+            said = "wrote"
         print(said, path)
-        is_ours = path == places.library and not foreign(path)
-        if is_ours and compile_file(path, force=is_new, quiet=2):
-            print(said, cache_from_source(path))
-    print(next_step(os.path.exists(places.process) and not foreign(places.process)))
+    if compile_file(places.library, quiet=2):
+        print("compiled", places.library)
+    who = "each session of IPython and Jupyter"
+    if os.path.exists(places.process):
+        who = "each process"
+    print(f"Next: {who} reports where {HOST} is set.")
+    print("`python -m popcon selftest` shows whether it works.")
     return 0
 
 
-def next_step(each_process_reports: bool) -> str:
-    """Return what is to be done after install()."""
-    who = "each session of IPython and Jupyter"
-    if each_process_reports:
-        who = "each process"
-    check = "`python -m popcon selftest` shows whether it works."
-    try:
-        host = setting(HOST)
-    except ValueError as error:
-        return f"Next: nothing is sent, for {error}. {check}"
-    if host:
-        return f"Next: {who} reports to {host}. {check}"
-    return f"Next: nothing is sent until {HOST} is set; then {who} reports. {check}"
-
-
 def uninstall(_: "argparse.Namespace") -> int:
-    """Remove what install() wrote into this environment."""
+    """Remove the files that install has written.
+
+    `pip uninstall popcon` leaves them. Then any copy of popcon.py removes them, by
+    `python popcon.py uninstall`.
+    """
     from glob import escape, glob
 
     places = Places()
-    folders = places.made_folders()
-    removed = []
-    kept = {}
+    ours = []
     for path in (places.session, places.process, places.library):
-        # These are of an install that was killed.
-        removed += glob(f"{escape(path)}.*.unfinished")
+        ours += glob(f"{escape(path)}.*.unfinished")  # of an install that was killed
         if os.path.lexists(path):
             reason = foreign(path)
             if reason:
-                kept[path] = reason
+                print(f"left {path}: {reason}")
             else:
-                removed.append(path)
-    if places.library not in kept:
-        removed += glob(os.path.join(escape(places.cache), "popcon.*.pyc*"))
-    for path in removed:
-        try:
-            os.remove(path)
-        except OSError as error:
-            raise OSError(not_written(path, error)) from None
-        print(f"removed {path}")
-    for path, reason in kept.items():
-        print(f"left {path}: {reason}")
-    if any("pip" in reason for reason in kept.values()):
-        print("`pip uninstall popcon` removes the rest.")
-    if not removed and not kept:
-        print(f"nothing to do: nothing is installed in {sys.prefix}")
-    for folder in folders:  # the innermost come first
-        try:
-            os.rmdir(os.path.join(sys.prefix, folder))
-        except OSError:
-            pass  # somebody has put something into it
+                ours.append(path)
+    if places.library in ours:
+        folder = os.path.dirname(escape(places.library))
+        ours += glob(os.path.join(folder, "__pycache__", "popcon.*.pyc*"))
+    for path in ours:
+        os.remove(path)
+        print("removed", path)
+    if not ours:
+        print("nothing to remove in", sys.prefix)
     return 0
 
 
@@ -1814,12 +1629,11 @@ def uninstall(_: "argparse.Namespace") -> int:
 # What statsd_exporter and Prometheus do, as far as one machine needs it: to add up the
 # datagrams, and to keep the counts in a file that `usage --metrics` reads.
 
-RECEIVE_BUFFER = 4 << 20  # bytes; enough for a thousand processes that end at once
+BUFFER = 4 << 20  # bytes; enough for a thousand processes that end at once
 LONGEST_NAME = 200  # letters, of a library with its namespace
-MOST_NAMES = 100_000
-MOST_WAITING = 100_000  # datagrams that are still counted at the end
-SAVE_AFTER = 9  # seconds after a change
-ALIVE_AFTER = 60  # seconds without a change
+MOST_NAMES = 50_000
+SAVE_AFTER = 9  # seconds between writes, if counts have changed
+ALIVE_AFTER = 60  # seconds between writes, if none has
 SHORT_GAP = 7200  # seconds without anybody who listens that do no harm
 
 # A line that README's mapping counts, as statsd_exporter reads it.
@@ -1827,20 +1641,10 @@ COUNT_LINE = (
     rb"(?m)^python_popcon\.(?:namespace\.([A-Za-z0-9_-]+)\.)?library_used"
     rb"\.([a-z0-9]+(?:-[a-z0-9]+)*):([0-9]{1,9})\|c(?:\|@([0-9]{0,9}\.?[0-9]{1,18}))?$"
 )
-FILE_HEAD = """\
-# HELP process_start_time_seconds Since when all were counted, in seconds since 1970.
-# TYPE process_start_time_seconds gauge
-process_start_time_seconds {since:.3f}
-# HELP popcon_collect_last_alive_time_seconds Until when they were.
-# TYPE popcon_collect_last_alive_time_seconds gauge
-popcon_collect_last_alive_time_seconds {alive:.3f}
-# HELP python_popcon_library_used How many processes used a library.
-# TYPE python_popcon_library_used counter
-"""
 FILE_LINE = (
     rb"(process_start_time_seconds|popcon_collect_last_alive_time_seconds|"
-    rb'python_popcon_library_used\{library="([a-z0-9-]+)"'
-    rb'(?:,namespace="([A-Za-z0-9_-]+)")?\}) ([0-9]+(?:\.[0-9]+)?(?:e[+-][0-9]{2})?)\n'
+    rb'python_popcon_library_used\{library="[a-z0-9-]+"'
+    rb'(?:,namespace="[A-Za-z0-9_-]+")?\}) ([0-9]+(?:\.[0-9]+)?(?:e[+-][0-9]{2})?)\n'
 )
 
 
@@ -1858,61 +1662,48 @@ def address(text: str) -> "tuple[str, int]":
     from argparse import ArgumentTypeError
 
     host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not host or not is_port(port):
         raise ArgumentTypeError("it must be ADDRESS:PORT, such as 0.0.0.0:9125")
     return host.strip("[]"), int(port)
 
 
 def collect(options: "argparse.Namespace") -> int:
-    """Add up what arrives, and keep it in a file, until SIGTERM or Ctrl-C."""
+    """Receive counts, and keep them in a file that `usage --metrics` reads."""
     import signal
-    from threading import Event
-
-    is_over = Event()
-
-    def end(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_DFL)  # so that the next one ends it at once
-        is_over.set()
 
     counts = CountFile(os.path.realpath(options.file))
     lock(counts.path)
     counts.load()
     host, port = options.listen
     with listening(host, port) as udp:
+        udp.settimeout(1)  # second
+        signals = []
+
+        def end(number: int, _: object) -> None:
+            signals.append(number)
+            udp.settimeout(0)  # what has arrived is still counted
+
         signal.signal(signal.SIGTERM, end)
         signal.signal(signal.SIGINT, end)
         counts.save()
         note(f"counting into {counts.path} what arrives at {host}:{port}")
-        udp.settimeout(1)  # second
-        while not is_over.is_set():
-            is_quiet = not receive(udp, counts)
-            if counts.is_due(is_quiet):
+        while True:
+            try:
+                counts.add(udp.recv(65536))
+            except (TimeoutError, BlockingIOError):
+                if signals:
+                    break
+            if counts.is_due():
                 counts.save()
-        udp.settimeout(0)
-        for _ in range(MOST_WAITING):
-            if not receive(udp, counts):
-                break
         counts.save()
     if counts.failure:
-        raise OSError(f"{counts.failure}: the last counts are lost")
+        raise OSError(f"{counts.path}: the last counts are lost")
     return 0
-
-
-def receive(udp: "socket.socket", counts: "CountFile") -> bool:
-    """Add what one datagram counts; return False if none has come."""
-    try:
-        counts.add(udp.recv(65536))
-    except (TimeoutError, BlockingIOError):
-        return False
-    return True
 
 
 def lock(path: str) -> None:
     """Lock a file against other collects while this process lives. Raises OSError."""
-    try:
-        beside = os.open(f"{path}.lock", os.O_WRONLY | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise OSError(not_written(path, error)) from None
+    beside = os.open(f"{path}.lock", os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         from fcntl import LOCK_EX, LOCK_NB, flock
 
@@ -1934,153 +1725,103 @@ def listening(host: str, port: int) -> "socket.socket":
         udp.bind(where)
     except OSError as error:
         raise OSError(f"cannot listen at {host}:{port}: {error.strerror}") from None
-    buffer = (socket.SOL_SOCKET, socket.SO_RCVBUF)
-    size = 4 * RECEIVE_BUFFER
-    while udp.getsockopt(*buffer) < size:
-        try:
-            udp.setsockopt(*buffer, size)  # Linux gives less than that without a word
-        except OSError:
-            pass  # macOS gives nothing then
-        size //= 2
-    if udp.getsockopt(*buffer) < RECEIVE_BUFFER:
-        note(
-            "where hundreds of processes end at once, some will be lost, for the system "
-            f"limits the buffer; as root: sysctl -w net.core.rmem_max={RECEIVE_BUFFER}"
-        )
+    option = (socket.SOL_SOCKET, socket.SO_RCVBUF)
+    try:
+        udp.setsockopt(*option, BUFFER)
+    except OSError:
+        pass  # macOS and BSD refuse what Linux cuts down without a word
+    if udp.getsockopt(*option) < BUFFER:
+        note(f"bursts may get lost; as root: sysctl -w net.core.rmem_max={BUFFER}")
     return udp
 
 
 class CountFile:
     """Counts, and the file that keeps them, in the format of Prometheus.
 
-    numbers: how many processes used LIBRARY, or NAMESPACE.LIBRARY
+    numbers: how many processes used a library, by the name and labels of its counter
     since, alive: from when until when all were counted, in seconds since 1970
-    changed: when the first change came that is not in the file yet; 0 if there is none
-    tried: when the file was written last, or could not be
     """
 
     def __init__(self, path: str) -> None:
-        import re
-
         self.path = path
-        self.count_line = re.compile(COUNT_LINE)
         self.numbers: dict[bytes, float] = {}
         self.since = time.time()
         self.alive = self.since
-        self.changed = 0.0
-        self.tried = 0.0
-        self.failure = ""
+        self.is_changed = False  # since it was written
+        self.tried = 0.0  # when it was written last, or could not be
+        self.failure = ""  # why it could not
         self.is_full = False
 
     def load(self) -> None:
-        """Read the file, if there is one. Raises OSError if collect did not write it."""
-        from glob import escape, glob
-
-        for path in glob(f"{escape(self.path)}.*.unfinished"):
-            os.remove(path)  # of a collect that was killed
-        if not os.path.exists(self.path):
-            return
-        if not os.path.isfile(self.path):
-            raise OSError(f"{self.path} is no file")
-        if os.path.getsize(self.path) == 0:
-            return
-        self.since = self.alive = 0.0
-        with open(self.path, "rb") as file:
-            line = file.readline(1000)
-            while line:
-                self.load_line(line)
-                line = file.readline(1000)
-        if not self.since or not self.alive:
-            raise OSError(f"{self.path} was not written by collect: name another file")
-
-    def load_line(self, line: bytes) -> None:
+        """Read the file, if there is one. Raises OSError if it is not from collect."""
         import re
 
-        if line.startswith(b"# ") and line.endswith(b"\n"):
+        if not os.path.exists(self.path):
             return
-        found = re.fullmatch(FILE_LINE, line)
-        if found is None:
-            what = f"{self.path} is damaged, or was not written by collect"
-            raise OSError(f"{what}: it has a line {line[:60]!r}")
-        metric, library, namespace, number = found.groups()
-        if library:
-            count: float = float(number)
-            if number.isdigit():
-                count = int(number)  # which takes less memory
-            self.numbers[full_name(namespace, library)] = count
-        elif metric == b"process_start_time_seconds":
-            self.since = float(number)
-        else:
-            self.alive = float(number)
+        failure = OSError(f"{self.path} was not written by collect, or is damaged")
+        with open(self.path, "rb") as file:
+            while line := file.readline(1000):
+                found = re.fullmatch(FILE_LINE, line)
+                if found is not None:
+                    self.numbers[found[1]] = float(found[2])
+                else:
+                    raise failure
+        try:
+            self.since = self.numbers.pop(b"process_start_time_seconds")
+            self.alive = self.numbers.pop(b"popcon_collect_last_alive_time_seconds")
+        except KeyError:
+            raise failure from None
 
     def add(self, datagram: bytes) -> None:
         """Add what a datagram counts; what is no line of popcon's is left out."""
-        for namespace, library, number, rate in self.count_line.findall(datagram):
-            name = full_name(namespace, library)
-            if len(name) > LONGEST_NAME:
+        import re
+
+        for namespace, library, number, rate in re.findall(COUNT_LINE, datagram):
+            if len(namespace) + len(library) > LONGEST_NAME:
                 continue
-            self.changed = self.changed or time.monotonic()
+            labels = b'library="' + library + b'"'
+            if namespace:
+                labels += b',namespace="' + namespace + b'"'
+            name = b"python_popcon_library_used{" + labels + b"}"
+            self.is_changed = True
             if name not in self.numbers and len(self.numbers) >= MOST_NAMES:
                 self.since = time.time()  # what is not complete is no answer
                 if not self.is_full:
                     note(f"{MOST_NAMES:,} names are enough: new ones are left out")
                 self.is_full = True
                 continue
-            count: float = int(number)
-            if rate:
-                count /= float(rate) or 1
-            self.numbers[name] = self.numbers.get(name, 0) + count
+            share = float(rate or 1) or 1  # statsd_exporter takes 0 for 1, too
+            self.numbers[name] = self.numbers.get(name, 0) + int(number) / share
 
-    def is_due(self, is_quiet: bool) -> bool:
-        """Tell whether the file is to be written: in a quiet moment, if one comes."""
-        now = time.monotonic()
-        if not self.changed:
-            return now > self.tried + ALIVE_AFTER
-        if is_quiet and now > self.tried + SAVE_AFTER:
-            return True
-        return now > self.changed + SAVE_AFTER
+    def is_due(self) -> bool:
+        """Tell whether the file is to be written."""
+        wait = SAVE_AFTER if self.is_changed else ALIVE_AFTER
+        return time.monotonic() > self.tried + wait
 
     def save(self) -> None:
         """Write the file; if that fails, say so, and try it again later."""
-        self.note_time()
+        now = time.time()
+        gap = now - self.alive
+        # Begin anew with since when, if nobody listened for long, or the clock was set.
+        if gap > max(SHORT_GAP, (self.alive - self.since) / 100) or self.since > now:
+            self.since = now
+        self.alive = now
         failure = ""
         try:
             write_whole(self.path, self.lines())
         except OSError as error:
-            failure = str(error)
-        self.tried = time.monotonic()
-        self.changed = 0.0
-        if failure:
-            self.changed = self.tried
-            if failure != self.failure:
-                note(f"{failure}; the counts stay in memory until it works")
-        elif self.failure:
-            note(f"{self.path} is written again")
+            failure = f"{error}; the counts stay in memory until it works"
+        if failure != self.failure:
+            note(failure or f"{self.path} is written again")
         self.failure = failure
-
-    def note_time(self) -> None:
-        """Begin anew with since when, if nobody listened for long, or the clock was set."""
-        now = time.time()
-        gap = now - self.alive
-        if gap > max(SHORT_GAP, (self.alive - self.since) / 100) or self.since > now:
-            self.since = now
-        self.alive = now
+        self.is_changed = bool(failure)
+        self.tried = time.monotonic()
 
     def lines(self) -> "Iterator[bytes]":
-        yield FILE_HEAD.format(since=self.since, alive=self.alive).encode()
+        yield b"process_start_time_seconds %.3f\n" % self.since
+        yield b"popcon_collect_last_alive_time_seconds %.3f\n" % self.alive
         for name in sorted(self.numbers):
-            namespace, _, library = name.decode().rpartition(".")
-            labels = f'library="{library}"'
-            if namespace:
-                labels += f',namespace="{namespace}"'
-            line = f"python_popcon_library_used{{{labels}}} {self.numbers[name]:.15g}\n"
-            yield line.encode()
-
-
-def full_name(namespace: "bytes | None", library: bytes) -> bytes:
-    if not namespace:
-        return library
-    return namespace + b"." + library
+            yield b"%s %.15g\n" % (name, self.numbers[name])
 
 
 # ---- usage: what is used, and what can go -------------------------------------------
@@ -3229,48 +2970,28 @@ def command_line() -> "argparse.ArgumentParser":
     parser = Parser(
         prog="python -m popcon",
         description="Tell which installed libraries people use, and not who uses them.",
-        epilog=f"Begin with `install`, and set {HOST} to the name of your statsd server, "
+        epilog=f"Begin with `install`, and set {HOST} to the name of a statsd server, "
         "for which `collect` will do. Then `selftest` shows whether it works. "
         "COMMAND -h tells more of each.",
     )
-    version = f"popcon {__version__}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--version", action="version", version=f"popcon {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(
-        command: "Callable[[argparse.Namespace], int]", text: str
-    ) -> "argparse.ArgumentParser":
-        added = commands.add_parser(command.__name__, help=text, description=text)
+    def add(command: "Command") -> "argparse.ArgumentParser":
+        text = command.__doc__ or ""  # `python -OO` leaves none
+        short = text.partition("\n")[0]
+        added = commands.add_parser(command.__name__, help=short, description=text)
         added.set_defaults(run=command)
         return added
 
-    text = "Let each IPython and Jupyter session of this environment report."
-    add_install_options(add(install, text))
-    text = "Show whether reporting works here, and what is in force."
-    add_selftest_options(add(selftest, text))
-    text = "Run a program, and say at its end what it would send. Nothing is sent."
-    add_run_options(add(run, text))
-    text = "Receive counts, and keep them in a file that `usage --metrics` reads."
-    add_collect_options(add(collect, text))
-    text = "Tell how much each library is used, and which can go."
-    add_usage_options(add(usage, text))
-    text = "Remove what install wrote. `pip uninstall popcon` leaves that: then any copy "
-    add(uninstall, f"{text}of the file removes it, by `python popcon.py uninstall`.")
+    text = "Let every Python process of it report."
+    add(install).add_argument("--all-processes", action="store_true", help=text)
+    add_selftest_options(add(selftest))
+    add_run_options(add(run))
+    add_collect_options(add(collect))
+    add_usage_options(add(usage))
+    add(uninstall)
     return parser
-
-
-class StandardFinder:
-    """Lets a thread find the standard library's modules, whatever other folders hold."""
-
-    def __init__(self) -> None:
-        self.thread = _thread.get_ident()
-
-    def find_spec(
-        self, name: str, path: object = None, _: object = None
-    ) -> "ModuleSpec | None":
-        if path is not None or self.thread != _thread.get_ident():
-            return None
-        return PathFinder.find_spec(name, STANDARD_FOLDERS)
 
 
 def main(arguments: "Sequence[str] | None" = None) -> int:
@@ -3278,8 +2999,7 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
 
     What a command cannot do, it raises as an OSError; that, and misuse, ends with 2.
     """
-    finder: Any = StandardFinder()  # so that no command runs a person's own json.py
-    sys.meta_path.insert(0, finder)
+    sys.path[:0] = STANDARD_FOLDERS  # so that no command runs a person's own json.py
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # for paths it can't encode
     try:
@@ -3292,10 +3012,7 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     except BrokenPipeError:
         pass  # who reads it is gone, as with `| head -1`
     except OSError as error:
-        text = str(error)
-        if error.filename is not None:
-            text = f"{error.filename}: {error.strerror}"
-        note(text)
+        note(str(error))
     try:
         print(end="", flush=True)
     except OSError:  # else Python tries to write the rest at exit
