@@ -1138,7 +1138,6 @@ def add_selftest_options(parser: "argparse.ArgumentParser") -> None:
     server.add_argument("--metrics", default="", metavar="FILE_OR_URL", help=text)
     text = "Send 'Name: value', or such lines in @FILE, to a guarded server."
     parser.add_argument("--header", action="append", default=[], help=text)
-    parser.set_defaults(match="{}", metric="", window=Window("3h"))
 
 
 def selftest(options: "argparse.Namespace") -> int:
@@ -1331,16 +1330,16 @@ def selftest_counters(options: "argparse.Namespace") -> "dict[str, Samples]":
     now = time.time()
     counters: dict[str, Samples] = {}
     if options.metrics:
-        for line in metrics_text(options, now).split("\n"):
-            name, _, value = line.rpartition(" ")
-            if has_label(name) or name == unmapped_name():
-                counters[name] = [(now, float(value))]
+        for name, labels, value in metrics_in(metrics_text(options)):
+            if name == unmapped_name() or labels.get("library") == SELFTEST:
+                counters[f"{name} {labels}"] = [(now, value)]
         return counters
     # The right counter is asked for last: a scrape may come between the questions.
     for where in (f'__name__="{unmapped_name()}"', f'library="{SELFTEST}"'):
-        found = Prometheus(options, now).samples(f"{{{where}}}", now - 10800, now)
-        for labels, samples in found.items():
-            counters[str(sorted(labels))] = samples
+        query = {"query": f"{{{where}}}[3h]", "time": now}
+        for series, samples in series_of(options, "query", query).items():
+            if samples:
+                counters[str(sorted(series))] = samples
     return counters
 
 
@@ -1631,7 +1630,7 @@ def uninstall(_: "argparse.Namespace") -> int:
 
 BUFFER = 4 << 20  # bytes; enough for a thousand processes that end at once
 LONGEST_NAME = 200  # letters, of a library with its namespace
-MOST_NAMES = 50_000
+MOST_NAMES = 75_000
 SAVE_AFTER = 9  # seconds between writes, if counts have changed
 ALIVE_AFTER = 60  # seconds between writes, if none has
 SHORT_GAP = 7200  # seconds without anybody who listens that do no harm
