@@ -87,7 +87,8 @@ def executed_files(modules: "Mapping[Any, object]") -> "set[str]":
     loader made it, its name is returned instead.
     """
     # () if there are no lazy modules: then nothing is a subclass of it.
-    lazy_module = namespace_of(sys.modules.get("importlib.util")).get("_LazyModule", ())
+    util = namespace_of(sys.modules.get("importlib.util"))
+    lazy_module = util.get("_LazyModule", ())
     files = set()
     for name, module in modules.items():
         if type(name) is not str or name.partition(".")[0] in sys.stdlib_module_names:
@@ -293,7 +294,8 @@ class PathEntry:
         tops = {squeezed(top) for top in top_levels(wanted)}
         packages = set()
         for path in wanted:
-            packages.add("/".join(path.partition(".")[0].split("/")[:2]))
+            parts = path.partition(".")[0].split("/")
+            packages.add("/".join(parts[:2]))
         text = squeezed(" ".join(packages))
         likely = set()
         for one in self.unread:
@@ -317,8 +319,8 @@ class PathEntry:
             if not record:
                 self.without_record.append(distribution)
             # Search the bytes first: parsing each RECORD is slower, if tops are few.
-            may_list = len(tops) > 5 or b'"' in record or record.startswith(tops)
-            if may_list or any(b"\n" + top in record for top in tops):
+            may_list = record.startswith(tops) or b'"' in record
+            if may_list or len(tops) > 5 or any(b"\n" + top in record for top in tops):
                 listed = listed_paths(decoded(record)).intersection(paths)
                 if listed:
                     yield distribution.name(), listed
@@ -344,7 +346,10 @@ class PathEntry:
         """Yield the libraries in a package, a list with one path per line."""
         for distribution in self.without_record:
             if f"\n{folder}/{distribution.info}" in package:
-                listed = [path for path in paths if f"\n{folder}/{path}\n" in package]
+                listed = []
+                for path in paths:
+                    if f"\n{folder}/{path}\n" in package:
+                        listed.append(path)
                 if listed:
                     yield distribution.name(), listed
 
@@ -393,7 +398,8 @@ def listed_paths(record: str) -> "set[str]":
     if '"' in record:
         for line in lines:
             if line.startswith('"'):
-                paths.add(line[1:].partition('",')[0].replace('""', '"'))
+                path = line[1:].partition('",')[0]
+                paths.add(path.replace('""', '"'))
     return paths
 
 
@@ -422,7 +428,8 @@ class Distribution:
     def __init__(self, folder: str, info: str) -> None:
         self.folder = folder
         self.info = info
-        self.short_name = squeezed(info.removesuffix(".egg-info").partition("-")[0])
+        stem = info.removesuffix(".egg-info")
+        self.short_name = squeezed(stem.partition("-")[0])
 
     def read(self, *names: str) -> bytes:
         """Return the content of a metadata file, nothing if it cannot be read.
@@ -530,8 +537,9 @@ DEBUG = "PYTHON_POPCONTEST_DEBUG"
 def is_host(text: str) -> bool:
     labels = text.removesuffix(".").split(".")
     has_port = text.count(":") == 1
-    are_labels = all(labels) and max(map(len, labels)) < 64  # RFC 1035
-    return is_plain(text, ".:%-_") and are_labels and not has_port
+    longest = max(map(len, labels))  # RFC 1035 allows 63
+    is_name = is_plain(text, ".:%-_") and all(labels)
+    return is_name and longest < 64 and not has_port
 
 
 def is_port(text: str) -> bool:
@@ -543,8 +551,8 @@ def is_prefix(text: str) -> bool:
 
 
 def is_sample_rate(text: str) -> bool:
-    is_decimal = is_number(text.replace(".", "", 1)) and len(text) < 20
-    return is_decimal and 0 < float(text) <= 1
+    digits = text.replace(".", "", 1)
+    return is_number(digits) and len(text) < 20 and 0 < float(text) <= 1
 
 
 def is_number(text: str) -> bool:
@@ -597,8 +605,9 @@ def debug(message: str) -> None:
     if not is_on(DEBUG):
         return
     line = f"popcon: {' '.join(message.split())}\n"
+    content = line.encode("utf-8", "backslashreplace")
     try:
-        os.write(sys.stderr.fileno(), line.encode("utf-8", "backslashreplace"))
+        os.write(sys.stderr.fileno(), content)
     except Exception:
         pass  # there is no stderr, or it is an object of somebody's own
 
@@ -671,8 +680,12 @@ def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
 
 def is_address(host: str) -> bool:
     """Tell whether getaddrinfo() takes a host for an address, and asks nobody."""
-    parts = host.split(".")
-    return ":" in host or all(is_number(part) and int(part) < 256 for part in parts)
+    if ":" in host:
+        return True
+    for part in host.split("."):
+        if not is_number(part) or int(part) > 255:
+            return False
+    return True
 
 
 def is_in_hosts_file(host: str) -> bool:
@@ -720,7 +733,8 @@ def await_name_server(host: str, record_type: bytes) -> None:
         if words[:1] == ["nameserver"]:
             servers += words[1:2]
         elif words[:1] == ["search"]:
-            names.update([f"{host}.{domain}".strip(".") for domain in words[1:]])
+            for domain in words[1:]:
+                names.add(f"{host}.{domain}".strip("."))
     socket = standard_socket()
     for server in servers[:1] or ["127.0.0.1"]:
         family = socket.AF_INET6 if ":" in server else socket.AF_INET
@@ -1256,7 +1270,8 @@ def check_settings(_: "argparse.Namespace") -> "Findings":
 
 def check_server(options: "argparse.Namespace") -> "Findings":
     """Send an empty datagram, which counts nothing, unless check_chain() sends one."""
-    if os.environ.get(HOST) and not (options.prometheus or options.metrics):
+    is_asked_elsewhere = options.prometheus or options.metrics or opted_out()
+    if os.environ.get(HOST) and not is_asked_elsewhere:
         text = f"{send_and_listen(b'')}, does not refuse datagrams; "
         text += "whether it counts them, --prometheus or --metrics shows"
         yield "ok", "server", text
@@ -1578,14 +1593,16 @@ def install(options: "argparse.Namespace") -> int:
             if reason:
                 raise OSError(f"{path} is in the way: {reason}; nothing was changed")
     os.umask(0o022)  # who uses the environment is to read it
+    said = []  # and printed when all is done, as stdout may be full
     for path, content in files.items():
-        said = "found"
-        if read(path) != content:
+        if read(path) == content:
+            said.append(f"found {path}")
+        else:
             write_whole(path, [content])
-            said = "wrote"
-        print(said, path)
+            said.append(f"wrote {path}")
     if compile_file(places.library, quiet=2):
-        print("compiled", places.library)
+        said.append(f"compiled {places.library}")
+    print("\n".join(said))
     who = "each session of IPython and Jupyter"
     if os.path.exists(places.process):
         who = "each process"
@@ -1604,12 +1621,13 @@ def uninstall(_: "argparse.Namespace") -> int:
 
     places = Places()
     ours = []
+    said = []  # and printed when all is done, as stdout may be full
     for path in (places.session, places.process, places.library):
         ours += glob(f"{escape(path)}.*.unfinished")  # of an install that was killed
         if os.path.lexists(path):
             reason = foreign(path)
             if reason:
-                print(f"left {path}: {reason}")
+                said.append(f"left {path}: {reason}")
             else:
                 ours.append(path)
     if places.library in ours:
@@ -1617,9 +1635,10 @@ def uninstall(_: "argparse.Namespace") -> int:
         ours += glob(os.path.join(folder, "__pycache__", "popcon.*.pyc*"))
     for path in ours:
         os.remove(path)
-        print("removed", path)
+        said.append(f"removed {path}")
     if not ours:
-        print("nothing to remove in", sys.prefix)
+        said.append(f"nothing to remove in {sys.prefix}")
+    print("\n".join(said))
     return 0
 
 
@@ -1660,10 +1679,10 @@ def address(text: str) -> "tuple[str, int]":
     """Return the host and the port that a text names."""
     from argparse import ArgumentTypeError
 
-    host, _, port = text.rpartition(":")
-    if not host or not is_port(port):
+    host, colon, port = text.rpartition(":")
+    if not colon or not is_port(port):
         raise ArgumentTypeError("it must be ADDRESS:PORT, such as 0.0.0.0:9125")
-    return host.strip("[]"), int(port)
+    return host.strip("[]") or "0.0.0.0", int(port)
 
 
 def collect(options: "argparse.Namespace") -> int:
@@ -3004,7 +3023,7 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     try:
         options = command_line().parse_args(arguments)
         status: int = options.run(options)
-        print(end="", flush=True)
+        flush_stdout()
         return status
     except KeyboardInterrupt:
         return 130  # as the shell says it
@@ -3013,10 +3032,15 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     except OSError as error:
         note(str(error))
     try:
-        print(end="", flush=True)
+        flush_stdout()
     except OSError:  # else Python tries to write the rest at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 2
+
+
+def flush_stdout() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

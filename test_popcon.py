@@ -4442,7 +4442,6 @@ class TestOptions(Lone):
             "selftest --metrics x --prometheus y": "not allowed with",
             "collect": "required: FILE",
             "collect x --listen 9125": "it must be ADDRESS:PORT, such as",
-            "collect x --listen :9125": "it must be ADDRESS:PORT, such as",
             "collect x --listen localhost:http": "it must be ADDRESS:PORT, such as",
             "collect x --listen localhost:65536": "it must be ADDRESS:PORT, such as",
             "collect x --listen 127.0.0.1:0": "it must be ADDRESS:PORT, such as",
