@@ -7825,9 +7825,8 @@ class TestReadmeIsComplete(unittest.TestCase):
 
     def test_it_says_how_long_the_part_is_that_runs_in_peoples_processes(self) -> None:
         (shown,) = re.findall("about ([0-9,]+) lines", README)
-        core, _, _ = SOURCE.read_text(encoding="utf-8").partition(
-            "# ---- the command line"
-        )
+        source = SOURCE.read_text(encoding="utf-8")
+        core, _, _ = source.partition("# ---- the command line")
         number = len(core.splitlines())
         self.assertLess(abs(number - int(shown.replace(",", ""))), number / 10)
 
@@ -7990,6 +7989,7 @@ class TestReadme(Case):
         code = textwrap.dedent(code).format(WATCH)
         self.install("alpha", "alpha.py")
         host = {popcon.HOST: "no-such-host.invalid"}
+        settings: dict[str, Any]
         for settings, is_read in (
             ({}, False),
             ({popcon.HOST: ""}, False),
