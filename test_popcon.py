@@ -7980,24 +7980,20 @@ class TestReadme(Case):
         self.assertEqual(without_comments(shown), written)
 
     def test_nothing_is_read_if_nothing_may_be_sent(self) -> None:
-        code = f"""
-            import popcon; popcon.setup_reporter()
-            import {REAL}, alpha
-            {{}}
-            sys.addaudithook(watch)
-            """
-        code = textwrap.dedent(code).format(WATCH)
-        self.install("alpha", "alpha.py")
+        code = f"import popcon; popcon.setup_reporter()\nimport {REAL}\n{WATCH}\n"
+        code += "sys.addaudithook(watch)"
+        self.install("gamma", "gamma.py")
+        port = str(free_port(socket.SOCK_DGRAM))
         host = {popcon.HOST: "no-such-host.invalid"}
-        settings: dict[str, Any]
-        for settings, is_read in (
+        cases: list[tuple[dict[str, Any], bool]] = [
             ({}, False),
             ({popcon.HOST: ""}, False),
             (host | {"DO_NOT_TRACK": "1"}, False),
             (host | {popcon.SAMPLE_RATE: "0.0000000001"}, False),
             (host | {popcon.PORT: "no port"}, False),
-            ({popcon.HOST: "127.0.0.1", popcon.PORT: str(free_port())}, True),
-        ):
+            ({popcon.HOST: "127.0.0.1", popcon.PORT: port}, True),
+        ]
+        for settings, is_read in cases:
             with self.subTest(settings):
                 ended = self.run_python(code, **settings)
                 self.assertEqual(ended.returncode, 0, ended.stderr)
