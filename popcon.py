@@ -2887,8 +2887,9 @@ def conclusion(here: "list[Library]", doubt: str, since: str) -> "list[str]":
     lacking = [library.name for library in left if library.brought_by]
     if lacking:
         sentences.append(
-            f"A new environment without these names also lacks {', '.join(lacking)}: "
-            "put on the list what people use, and what you want to keep."
+            f"Rebuilding without these names also drops {', '.join(lacking)}, which "
+            "only came along with them. Some may be in use: add those you need to "
+            "requirements.txt."
         )
     return sentences
 
