@@ -682,10 +682,9 @@ def is_address(host: str) -> bool:
     """Tell whether getaddrinfo() takes a host for an address, and asks nobody."""
     if ":" in host:
         return True
-    for part in host.split("."):
-        if not is_number(part) or int(part) > 255:
-            return False
-    return True
+    parts = host.split(".")
+    are_numbers = all(map(is_number, parts))
+    return are_numbers and max(map(int, parts)) < 256
 
 
 def is_in_hosts_file(host: str) -> bool:
