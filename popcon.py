@@ -9,7 +9,8 @@ over the statsd protocol. UDP datagrams like this one are all that it sends ther
     python_popcon.library_used.numpy:1|c
     python_popcon.library_used.pandas:1|c
 
-They hold no user, process, time or file name, and nothing of a person's own code.
+They hold no user, process, time or file name. A person's own code is named only if it
+is installed as a library is, and not editable.
 
 To switch it on, run 'python popcon.py install', or write at the top of a script
 'import popcon; popcon.setup_reporter()'. Then set the host. To switch it off, leave
@@ -29,11 +30,12 @@ of that runs in people's processes. What stands below the line 'the command line
 only for those who type a command.
 """
 
-# If somebody runs this file with a shell by mistake, the bracket stops it here.
+# If a shell runs this file by mistake, this parenthesis is a syntax error: it does not
+# get to import, which is a program on some systems.
 __all__ = ("report", "setup_reporter", "used_libraries")
 __version__ = "3.0.0"
 
-# A bare interpreter has all of these in memory, so importing them costs nothing.
+# These are loaded at start, or built into Python, so importing them costs nothing.
 import _signal  # type: ignore[import-not-found]
 import _thread
 import atexit
@@ -70,7 +72,8 @@ ModuleType = type(sys)
 # What reads the namespace of a module, even if its class has another __dict__.
 NAMESPACE = vars(ModuleType)["__dict__"]
 
-# Most of its modules are told by their names, but not _sysconfigdata_*, for instance.
+# Most standard modules are told by their names. These folders catch the others, such as
+# _sysconfigdata_*.
 STANDARD_LIBRARY = os.path.dirname(getattr(os, "__file__", os.sep))
 STANDARD_FOLDERS = (
     STANDARD_LIBRARY,
@@ -119,7 +122,7 @@ def executed_file(name: str, module: object) -> "str | None":
         if not was_executed(spec, namespace):
             return None
         # Some modules change their __file__, as tlz does. Others have the spec of
-        # another module. (== could run code of somebody's own.)
+        # another module, so its name must be the same. ("==" could run foreign code.)
         if spec.has_location and (file is None or spec.name is name):
             file = spec.origin
         if file is None and "." not in name and has_custom_loader(spec):
@@ -151,8 +154,8 @@ def was_executed(spec: "ModuleSpec", namespace: "dict[str, Any]") -> bool:
     """Tell whether a module was executed, and not merely created from its source.
 
     The *-nspkg.pth files of older namespace packages do the latter. exec() adds
-    __builtins__ to a namespace. import adds _initializing to a spec, which is left
-    where a module has put another one in its own place, as transformers does.
+    __builtins__ to a namespace, and import adds _initializing to a spec. A module that
+    puts another one in its own place, as transformers does, passes on the spec alone.
     """
     if type(spec.loader) not in (SourceFileLoader, SourcelessFileLoader):
         return True
@@ -176,7 +179,8 @@ def owners(new: "set[str]", earlier: "Iterable[str]" = ()) -> "dict[str, set[str
     new: files whose owners are looked for, as executed_files() returns them
     earlier: more files, which are noted if the owner of a new one owns them as well
 
-    A file may have several owners if one way to ask, of those below, knows them all.
+    The ways to ask below are tried in turn. The first one that knows a file settles its
+    owners, and may name several.
     """
     found: dict[str, set[str]] = {}
     unowned = new.union(earlier)
@@ -404,11 +408,11 @@ def listed_paths(record: str) -> "set[str]":
 
 
 def ask_packages_distributions(modules: "Paths", _: "Paths") -> "Owned":
-    """Ask importlib.metadata who owns modules without a file, which takes long.
+    """Ask importlib.metadata, which is slow, who owns modules without a file.
 
-    This is done only if somebody has a finder of distributions that do not lie in
-    folders, and so has loaded importlib.metadata. Its backport, importlib_metadata,
-    has another finder for those in folders, which does not count.
+    This is done only if a custom finder of distributions is on sys.meta_path, whose
+    module has loaded importlib.metadata. Finders that look in folders do not count:
+    Python's own, and that of the backport importlib_metadata.
     """
     finders = set()
     for finder in sys.meta_path:
@@ -445,9 +449,9 @@ class Distribution:
         return header.split("\n")
 
     def name(self) -> str:
-        """Return the normalized name, "" for an editable install, or an invalid name.
+        """Return the normalized name, "" if that is invalid.
 
-        PEP 610 tells what is editable.
+        It is "" as well if the install is editable (PEP 610).
         """
         url = b"".join(self.read("direct_url.json").split())
         if b'"editable":true' in url:
@@ -458,7 +462,7 @@ class Distribution:
         return ""
 
     def requirements(self) -> "list[str]":
-        """Return the names of what it requires, not only for an extra (PEP 508)."""
+        """Return what it requires (PEP 508), but for what only an extra needs."""
         names = []
         for line in self.header():
             field, _, name = line.partition(": ")
@@ -592,7 +596,10 @@ def is_on(name: str) -> bool:
 
 
 def opted_out() -> bool:
-    """Tell whether DO_NOT_TRACK is set, if only to nothing (consoledonottrack.com)."""
+    """Tell whether DO_NOT_TRACK is set to anything but 0 (consoledonottrack.com).
+
+    That may be an empty value.
+    """
     return os.environ.get("DO_NOT_TRACK", "0") != "0"
 
 
@@ -658,8 +665,8 @@ def send(packets: "list[bytes]", host: str, port: int) -> None:
 def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
     """Return what getaddrinfo() finds. Raises OSError, or SilentNameServer.
 
-    IPv4 comes first: many servers listen on nothing else, and UDP does not tell. IPv6 is
-    looked up only where there is no IPv4: some name servers never answer about it.
+    IPv4 comes first: many servers listen on nothing else, and UDP does not tell. IPv6
+    is looked up only where there is no IPv4: some name servers never answer about it.
     """
     socket = standard_socket()
 
@@ -669,7 +676,7 @@ def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
         return sorted(socket.getaddrinfo(name, port, family, socket.SOCK_DGRAM))
 
     if is_address(host) or is_in_hosts_file(host):
-        return addresses(socket.AF_UNSPEC)
+        return addresses(socket.AF_UNSPEC)  # sorted, so that IPv4 comes first
     await_name_server(host, TYPE_A)
     try:
         return addresses(socket.AF_INET)
@@ -695,13 +702,13 @@ def is_in_hosts_file(host: str) -> bool:
 
 
 def standard_socket() -> "Any":
-    """Return the module _socket, the standard library's before any other.
+    """Return the module _socket, preferably the standard library's.
 
     The module socket takes long to import, and gevent may have replaced parts of it.
     """
     if "_socket" not in sys.modules:
         spec: Any = BuiltinImporter.find_spec("_socket")
-        # The standard library may lie in two places (PYTHONHOME).
+        # With PYTHONHOME, it may lie in a folder that only sys.path names.
         folders = STANDARD_FOLDERS + tuple(sys.path)
         spec = spec or PathFinder.find_spec("_socket", folders)
         module = module_from_spec(spec)
@@ -735,25 +742,25 @@ def await_name_server(host: str, record_type: bytes) -> None:
             for domain in words[1:]:
                 names.add(f"{host}.{domain}".strip("."))
     socket = standard_socket()
-    for server in servers[:1] or ["127.0.0.1"]:
-        family = socket.AF_INET6 if ":" in server else socket.AF_INET
-        udp = socket.socket(family, socket.SOCK_DGRAM)
-        try:
-            udp.settimeout(PATIENCE)
-            udp.connect((server, NAME_SERVER_PORT))
-            for name in names:
-                udp.send(dns_query(name, record_type))
-            for _ in names:
-                answer_count = udp.recv(512)[6:8]
-                if any(answer_count):
-                    break  # getaddrinfo() will ask no further
-        except TimeoutError:
-            message = f"{host}: the name server is silent for {PATIENCE:g} s"
-            raise SilentNameServer(message) from None
-        except OSError:
-            pass  # it refuses at once, and so getaddrinfo() will not wait either
-        finally:
-            udp.close()
+    server = servers[0] if servers else "127.0.0.1"  # as resolv.conf(5) has it
+    family = socket.AF_INET6 if ":" in server else socket.AF_INET
+    udp = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        udp.settimeout(PATIENCE)
+        udp.connect((server, NAME_SERVER_PORT))
+        for name in names:
+            udp.send(dns_query(name, record_type))
+        for _ in names:
+            answer_count = udp.recv(512)[6:8]
+            if any(answer_count):
+                break  # getaddrinfo() will ask no further
+    except TimeoutError:
+        message = f"{host}: the name server is silent for {PATIENCE:g} s"
+        raise SilentNameServer(message) from None
+    except OSError:
+        pass  # it refuses at once, and so getaddrinfo() will not wait either
+    finally:
+        udp.close()
 
 
 def dns_query(name: str, record_type: bytes) -> bytes:
@@ -786,9 +793,9 @@ class Reporter:
     def begin_process(self) -> None:
         """Begin for a process in which nothing was used or sent yet."""
         self.lock = _thread.allocate_lock()  # held during a report
-        self.is_ending = False  # by SIGTERM, which came during a report
+        self.is_ending = False  # SIGTERM came during a report, which ends first
         self.sent: set[str] = set()  # libraries
-        self.no_look_up_before = 0.0  # in time.monotonic(): the name server was silent
+        self.no_look_up_before = 0.0  # on time.monotonic(), after a silence
         self.shell_libraries: set[str] = set()
         self.begin_baseline()
         self.draw = int.from_bytes(os.urandom(6), "big") / 2**48  # from 0 to below 1
@@ -799,7 +806,7 @@ class Reporter:
         # Files, or None until somebody looks at the modules loaded up to last_look: to
         # look at all modules in a forked child would copy many pages of memory.
         self.baseline = None
-        self.seen: set[str] = set()  # files beyond the baseline, with known owners
+        self.seen: set[str] = set()  # files beyond the baseline that were looked up
         self.used: set[str] = set()  # libraries
 
     def set_up(self) -> None:
@@ -816,13 +823,14 @@ class Reporter:
             register_unseen(self.report_at_exit)
             if hasattr(os, "register_at_fork"):
                 os.register_at_fork(
+                    # So that no child has the handler before begin_in_child() decides.
                     before=self.release_sigterm,
                     after_in_parent=self.handle_sigterm,
                     after_in_child=self.begin_in_child,
                 )
             self.report_when_workers_end()
             self.handle_sigterm()
-        elif is_new_session and self.baseline is not None:
+        elif is_new_session and self.baseline is not None:  # as it is after a fork
             session = loaded_since(("ipykernel", "IPython.terminal.ipapp"), shell)
             self.baseline |= executed_files(session)
         if is_new_session:
@@ -939,8 +947,8 @@ class Reporter:
     def report_when_workers_end(self) -> None:
         """Let the workers of multiprocessing report: they run no atexit functions.
 
-        They run finalizers, but drop those that were made before they have begun. The
-        low priority puts this one behind those of the worker's libraries.
+        They run finalizers, but drop those of their parent, so this one is made after
+        the fork. The low priority puts it behind those of the worker's libraries.
         """
 
         def make_finalizer(module: "Any") -> None:
@@ -951,9 +959,9 @@ class Reporter:
             if util is not None:
                 util.register_after_fork(util, make_finalizer)
 
-    # Of SIGTERM. Workers of multiprocessing keep its default handler: a pool sends it to
-    # them when they may be about to wait for a task. A handler in Python would come too
-    # late then, they would wait for ever, and so would the pool.
+    # SIGTERM. Workers of multiprocessing keep the default action: a pool ends them by
+    # SIGTERM, perhaps just before they begin to wait for a task. A handler in Python
+    # would not run until that wait is over, so worker and pool would hang.
 
     def handle_sigterm(self) -> None:
         """Let SIGTERM report, if that is switched on, and nobody handles it."""
@@ -964,7 +972,8 @@ class Reporter:
 
     def release_sigterm(self) -> None:
         """Let SIGTERM end the process at once again."""
-        if _signal.getsignal(_signal.SIGTERM) == self.report_at_sigterm:
+        handler = _signal.getsignal(_signal.SIGTERM)
+        if getattr(handler, "__self__", None) is self:  # of whichever copy of the class
             self.set_sigterm(_signal.SIG_DFL)
 
     def set_sigterm(self, handler: "Any") -> None:
@@ -975,8 +984,9 @@ class Reporter:
 
     def report_at_sigterm(self, number: int, frame: object) -> None:
         """Report, and end by the signal all the same."""
-        self.is_ending = self.lock.locked()
-        if not self.is_ending:  # else report() raises the signal anew when it is done
+        self.is_ending = True  # a report under way raises the signal anew when done
+        if not self.lock.locked():
+            self.is_ending = False
             self.report_at_exit()
             self.release_sigterm()
             os.kill(os.getpid(), number)
@@ -986,19 +996,20 @@ def register_unseen(function: "Callable[[], None]") -> None:
     """Register a function to be called at exit, unseen by debuggers and coverage.
 
     A debugger would stop in it otherwise, and coverage warns if its trace function is
-    not given back. A function in Python would be seen before it could do anything about
-    that, so all others are in C: extend() lets map() call each of them once, with values
-    that are there only at exit. atexit calls last what was registered first.
+    not given back. A function in Python that takes the trace function away would be
+    traced itself, so all others that are registered here are in C. map() is lazy:
+    extend() runs it at exit, with the values of then. atexit calls in reverse order, so
+    read the steps from the bottom up.
     """
     traces: list[Any] = []
     ignored: list[object] = []
-    # At last, the trace function is given back.
+    # In the end, the trace function is given back.
     atexit.register(ignored.extend, map(sys.settrace, traces))
     atexit.register(function)
-    # Before that, it is taken away. call_tracing() just calls gettrace() here.
+    # Before, it is kept, and taken away. call_tracing() merely calls gettrace().
     atexit.register(sys.settrace, None)
     atexit.register(traces.extend, map(sys.call_tracing, [sys.gettrace], [()]))
-    # First, pdb is told of no more events, if it uses sys.monitoring, as from 3.14 on.
+    # First, a debugger that uses sys.monitoring is told of no more events, as pdb may.
     monitoring = getattr(sys, "monitoring", None)
     if monitoring is not None:
         debuggers = filter(monitoring.get_tool, [monitoring.DEBUGGER_ID])
@@ -1006,7 +1017,7 @@ def register_unseen(function: "Callable[[], None]") -> None:
 
 
 def newest_module() -> "tuple[int, object]":
-    """Return what changes when a module is loaded, without a look at any module."""
+    """Return a mark that changes when a module is loaded. Looks into no module."""
     return len(sys.modules), next(reversed(sys.modules), None)
 
 
@@ -1032,9 +1043,9 @@ def ipython_shell() -> "Any":
 
 
 def loaded_since(start: "str | tuple[str, ...]", shell: "Any") -> "dict[Any, object]":
-    """Return the modules in memory, but for what a person's IPython extensions loaded.
+    """Return the modules from the first whose name begins with start to the newest.
 
-    start: what the name of the first one begins with; "" for all
+    Those are left out that a person's IPython extensions have loaded.
     """
     chosen = loaded_by_extensions(shell)
     modules: dict[Any, object] = {}
@@ -1068,8 +1079,7 @@ def loaded_by_extensions(shell: "Any") -> "set[Any]":
 def shell_libraries(files: "Iterable[str]") -> "set[str]":
     """Return IPython, ipykernel and all that they require.
 
-    In a session, that somebody imports one of these cannot be told from the shell's own
-    imports.
+    In a session, a person's import of one of these cannot be told from the shell's own.
 
     files: imported ones, which tell the folders to search
     """
