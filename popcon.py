@@ -1278,7 +1278,7 @@ def check_settings(_: "argparse.Namespace") -> "Findings":
 
 
 def check_server(options: "argparse.Namespace") -> "Findings":
-    """Send an empty datagram, which counts nothing, unless check_chain() sends one."""
+    """Send an empty datagram, which counts nothing, unless a real count is sent."""
     is_asked_elsewhere = options.prometheus or options.metrics or opted_out()
     if os.environ.get(HOST) and not is_asked_elsewhere:
         text = f"{send_and_listen(b'')}, does not refuse datagrams; "
@@ -1658,6 +1658,7 @@ def uninstall(_: "argparse.Namespace") -> int:
 
 BUFFER = 4 << 20  # bytes; enough for a thousand processes that end at once
 LONGEST_NAME = 200  # letters, of a library with its namespace
+ALIVE = "popcon_collect_last_alive_time_seconds"  # when collect lived last
 MOST_NAMES = 75_000
 SAVE_AFTER = 9  # seconds between writes, if counts have changed
 ALIVE_AFTER = 60  # seconds between writes, if none has
@@ -1714,15 +1715,17 @@ def collect(options: "argparse.Namespace") -> int:
         signal.signal(signal.SIGINT, end)
         counts.save()
         note(f"counting into {counts.path} what arrives at {host}:{port}")
-        while True:
-            try:
-                counts.add(udp.recv(65536))
-            except (TimeoutError, BlockingIOError):
-                if signals:
-                    break
-            if counts.is_due():
-                counts.save()
-        counts.save()
+        try:
+            while True:
+                try:
+                    counts.add(udp.recv(65536))
+                except (TimeoutError, BlockingIOError):
+                    if signals:
+                        break
+                if counts.is_due():
+                    counts.save()
+        finally:
+            counts.save()
     if counts.failure:
         raise OSError(f"{counts.path}: the last counts are lost")
     return 0
@@ -1932,9 +1935,12 @@ def readable(text: str, width: int) -> str:
 
 
 def note(text: str) -> None:
-    """Print a sentence on stderr."""
+    """Print a sentence on stderr. If that is full or closed, the work goes on."""
     if sys.stderr is not None:
-        print(f"popcon: {readable(text, 320)}", file=sys.stderr, flush=True)
+        try:
+            print(f"popcon: {readable(text, 320)}", file=sys.stderr, flush=True)
+        except (OSError, ValueError):
+            pass
 
 
 # -- the counts
@@ -1988,7 +1994,8 @@ class Counts:
         """Add to the number of processes that used a library."""
         name = normalized(library)
         # selftest counts that one, to see whether counts arrive.
-        if name and name != "popcon-selftest" and 0 < number < 1e12:
+        if name and name != "popcon-selftest" and number > 0:
+            number = min(number, 1e12)
             self.processes[name] = self.processes.get(name, 0) + number
 
 
@@ -2033,9 +2040,12 @@ def exporter_counts(options: "argparse.Namespace", now: float) -> Counts:
     metric = metric_name()
     counts = Counts()
     starts = []
+    alive = now
     for name, labels, value in metrics_in(text):
         if name == "process_start_time_seconds":
             starts.append(value)
+        elif name == ALIVE:
+            alive = min(alive, value)
         elif name == metric:
             counts.add(labels.get("library", ""), value)
     if not starts or not text.endswith("\n"):  # as the format wants it
@@ -2043,6 +2053,8 @@ def exporter_counts(options: "argparse.Namespace", now: float) -> Counts:
         raise OSError(f"that is no exporter's /metrics, or not all of it: {begin!r}")
     # Of several exporters the youngest tells since when.
     counts.since = min(now, max(0.0, *starts))
+    if now - alive > max(LOOK_BACK, options.window.seconds / 100):
+        counts.doubt = "No answer: collect has stopped, and what came later is not counted"
     if os.path.isfile(options.metrics):
         days = int((now - os.path.getmtime(options.metrics)) / DAY)
         if days > 0:
@@ -2488,7 +2500,7 @@ def installed_libraries() -> "tuple[dict[str, Library], dict[str, list[Requireme
 
 
 def doubt_requests(libraries: "Iterable[Library]") -> None:
-    """Forget who was asked for where REQUESTED is beside each library, as uv does."""
+    """Ignore REQUESTED where an installer such as uv writes it for each library."""
     others = [library for library in libraries if library.installer != b"pip"]
     if all(library.was_asked_for for library in others):
         for library in others:
@@ -2988,7 +3000,7 @@ def add_source_options(parser: "argparse.ArgumentParser", required: bool) -> Non
 
 
 def command_line() -> "argparse.ArgumentParser":
-    """Return the parser of the command line; what it parses has run, the command."""
+    """Return the parser; in what it returns, run is the function of the command."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
