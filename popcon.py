@@ -1865,7 +1865,7 @@ if TYPE_CHECKING:
 
 CAN_GO = {"unused", "rare"}
 # What the workers of these import is not known: they are killed, or end by os._exit().
-WORKERS = {"parsl", "pyspark", "ray", "rq"}
+WORKERS = {"celery", "parsl", "pyspark", "ray", "rq"}
 
 
 def usage(options: "argparse.Namespace") -> int:
