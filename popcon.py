@@ -1790,12 +1790,13 @@ class CountFile:
             return
         failure = OSError(f"{self.path} was not written by collect, or is damaged")
         with open(self.path, "rb") as file:
-            while line := file.readline(1000):
+            line = file.readline(1000)
+            while line:
                 found = re.fullmatch(FILE_LINE, line)
-                if found is not None:
-                    self.numbers[found[1]] = float(found[2])
-                else:
+                if found is None:
                     raise failure
+                self.numbers[found[1]] = float(found[2])
+                line = file.readline(1000)
         try:
             self.since = self.numbers.pop(b"process_start_time_seconds")
             self.alive = self.numbers.pop(b"popcon_collect_last_alive_time_seconds")
