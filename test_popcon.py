@@ -3451,25 +3451,26 @@ class TestUnseen(Libraries):
         ended = self.run_program(code)
         self.assertEqual(ended, (["alpha"], "True ['program.py']\n", "", 0))
 
-    @unittest.skipUnless(hasattr(sys, "monitoring"), "needs sys.monitoring, Python 3.12")
-    def test_a_debugger_that_uses_monitoring_sees_nothing_of_popcon(self) -> None:
-        code = """
-            import atexit, sys
-            monitoring = sys.monitoring
-            seen = set()
-            def see(code, *arguments):
-                seen.add(code.co_filename.rpartition("/")[2])
-            atexit.register(lambda: print(sorted(seen)))  # is called after the report
-            import popcon; popcon.setup_reporter(); import alpha
-            def last(): pass
-            monitoring.use_tool_id(monitoring.DEBUGGER_ID, "debugger")
-            start = monitoring.events.PY_START
-            monitoring.register_callback(monitoring.DEBUGGER_ID, start, see)
-            monitoring.set_events(monitoring.DEBUGGER_ID, start)
-            last()
-            """
-        ended = self.run_program(code)
-        self.assertEqual(ended, (["alpha"], "['program.py']\n", "", 0))
+    if hasattr(sys, "monitoring"):  # which came with Python 3.12
+
+        def test_a_debugger_that_uses_monitoring_sees_nothing_of_popcon(self) -> None:
+            code = """
+                import atexit, sys
+                monitoring = sys.monitoring
+                seen = set()
+                def see(code, *arguments):
+                    seen.add(code.co_filename.rpartition("/")[2])
+                atexit.register(lambda: print(sorted(seen)))  # is called after the report
+                import popcon; popcon.setup_reporter(); import alpha
+                def last(): pass
+                monitoring.use_tool_id(monitoring.DEBUGGER_ID, "debugger")
+                start = monitoring.events.PY_START
+                monitoring.register_callback(monitoring.DEBUGGER_ID, start, see)
+                monitoring.set_events(monitoring.DEBUGGER_ID, start)
+                last()
+                """
+            ended = self.run_program(code)
+            self.assertEqual(ended, (["alpha"], "['program.py']\n", "", 0))
 
     def test_pdb_does_not_stop_in_popcon(self) -> None:
         code = """
