@@ -689,14 +689,17 @@ def is_address(host: str) -> bool:
     """Tell whether getaddrinfo() takes a host for an address, and asks nobody."""
     if ":" in host:
         return True
-    parts = host.split(".")
-    are_numbers = all(map(is_number, parts))
-    return are_numbers and max(map(int, parts)) < 256
+    try:
+        standard_socket().inet_aton(host)
+    except OSError:
+        return False
+    return True
 
 
 def is_in_hosts_file(host: str) -> bool:
-    for line in text_of("/etc/hosts").split("\n"):
-        if host in line.partition("#")[0].split()[1:]:
+    for line in text_of("/etc/hosts").lower().split("\n"):
+        words = line.partition("#")[0].split()
+        if host.lower() in words[1:] and is_address(words[0]):
             return True
     return False
 
@@ -736,21 +739,23 @@ def await_name_server(host: str, record_type: bytes) -> None:
     names = {host.strip(".")}
     for line in text_of("/etc/resolv.conf").split("\n"):
         words = line.split()
-        if words[:1] == ["nameserver"]:
-            servers += words[1:2]
-        elif words[:1] == ["search"]:
+        if line.startswith("nameserver") and is_address(" ".join(words[1:2])):
+            servers.append(words[1])
+        elif line.startswith("search"):
             for domain in words[1:]:
                 names.add(f"{host}.{domain}".strip("."))
     socket = standard_socket()
     server = servers[0] if servers else "127.0.0.1"  # as resolv.conf(5) has it
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     udp = socket.socket(family, socket.SOCK_DGRAM)
+    deadline = time.monotonic() + PATIENCE
     try:
         udp.settimeout(PATIENCE)
         udp.connect((server, NAME_SERVER_PORT))
         for name in names:
             udp.send(dns_query(name, record_type))
         for _ in names:
+            udp.settimeout(max(0.001, deadline - time.monotonic()))
             answer_count = udp.recv(512)[6:8]
             if any(answer_count):
                 break  # getaddrinfo() will ask no further
@@ -783,6 +788,10 @@ class Reporter:
     baseline.
     """
 
+    # Attributes that not every version of popcon has set; see _reporter below.
+    is_ending = False  # SIGTERM came during a report, which ends first
+    is_released = False  # SIGTERM has its default action during a fork
+
     def __init__(self) -> None:
         self.is_set_up = False
         self.shell: object = None  # the IPython shell that it reports for
@@ -793,7 +802,7 @@ class Reporter:
     def begin_process(self) -> None:
         """Begin for a process in which nothing was used or sent yet."""
         self.lock = _thread.allocate_lock()  # held during a report
-        self.is_ending = False  # SIGTERM came during a report, which ends first
+        self.is_ending = False
         self.sent: set[str] = set()  # libraries
         self.no_look_up_before = 0.0  # on time.monotonic(), after a silence
         self.shell_libraries: set[str] = set()
@@ -825,7 +834,7 @@ class Reporter:
                 os.register_at_fork(
                     # So that no child has the handler before begin_in_child() decides.
                     before=self.release_sigterm,
-                    after_in_parent=self.handle_sigterm,
+                    after_in_parent=self.restore_sigterm,
                     after_in_child=self.begin_in_child,
                 )
             self.report_when_workers_end()
@@ -938,9 +947,10 @@ class Reporter:
         try:
             self.begin_process()
             self.report_when_workers_end()
-            self.release_sigterm()
-            if "multiprocessing.process" not in sys.modules:
-                self.handle_sigterm()
+            if "multiprocessing.process" in sys.modules:
+                self.release_sigterm()
+            else:
+                self.restore_sigterm()
         except Exception as error:
             debug(f"not set up in a child: {error!r}")
 
@@ -965,16 +975,23 @@ class Reporter:
 
     def handle_sigterm(self) -> None:
         """Let SIGTERM report, if that is switched on, and nobody handles it."""
+        handler = _signal.getsignal(_signal.SIGTERM)
+        is_unhandled = type(handler) is int and handler == _signal.SIG_DFL
         is_worker = "--multiprocessing-fork" in sys.orig_argv
-        is_unhandled = _signal.getsignal(_signal.SIGTERM) == _signal.SIG_DFL
         if is_on(SIGTERM) and is_unhandled and not is_worker:
             self.set_sigterm(self.report_at_sigterm)
 
     def release_sigterm(self) -> None:
-        """Let SIGTERM end the process at once again."""
+        """Let SIGTERM end the process at once again, for the time of a fork or for ever."""
         handler = _signal.getsignal(_signal.SIGTERM)
-        if getattr(handler, "__self__", None) is self:  # of whichever copy of the class
+        is_method = type(handler) is type(self.release_sigterm)
+        self.is_released = is_method and handler.__self__ is self
+        if self.is_released:
             self.set_sigterm(_signal.SIG_DFL)
+
+    def restore_sigterm(self) -> None:
+        if self.is_released:
+            self.set_sigterm(self.report_at_sigterm)
 
     def set_sigterm(self, handler: "Any") -> None:
         try:

@@ -3641,14 +3641,20 @@ class TestNameServers(Case):
         self.assert_not_left_to_getaddrinfo(resolv_conf=text)
 
     def test_numbers_that_are_no_address_are_looked_up_as_a_name(self) -> None:
-        self.assert_not_left_to_getaddrinfo(host="10.0.0.256")
+        for host in ("10.0.0.256", "10.0.0.08", "1.2.3.4.5"):
+            self.assert_not_left_to_getaddrinfo(host=host)
+
+    def test_lines_that_the_system_skips_are_skipped(self) -> None:
+        text = " nameserver 127.0.0.9\nnameserver 127.0.0.9;x\nnameserver 127.0.0.1\n"
+        self.assert_not_left_to_getaddrinfo(resolv_conf=text)
+        self.assert_not_left_to_getaddrinfo(hosts="10.0.0.999 statsd.example\n")
 
     def test_a_remark_in_the_hosts_file_is_none(self) -> None:
         hosts = "127.0.0.1 localhost # statsd.example\n# 127.0.0.1 statsd.example\n"
         self.assert_not_left_to_getaddrinfo(hosts=hosts)
 
     def test_what_stands_in_the_hosts_file_asks_nobody(self) -> None:
-        families, asked = self.look_up({}, hosts="127.0.0.1\tx statsd.example\n")
+        families, asked = self.look_up({}, hosts="127.0.0.1\tx Statsd.example\n")
         self.assertEqual((families, asked), ([socket.AF_UNSPEC], []))
 
     def test_an_address_asks_nobody(self) -> None:
@@ -3830,6 +3836,54 @@ class TestSigterm(Libraries):
     def test_workers_of_multiprocessing_are_left_alone(self) -> None:
         self.assertEqual(self.run_workers("fork"), ["alpha"])
         self.assertEqual(self.run_workers("spawn"), ["alpha"])
+
+    def test_a_worker_that_forks_is_left_alone(self) -> None:
+        code = """
+            import multiprocessing, os, signal
+            import popcon; popcon.setup_reporter()
+            def work(connection):
+                if not os.fork():
+                    os._exit(0)
+                os.wait()
+                connection.send(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+            context = multiprocessing.get_context("fork")
+            ours, theirs = context.Pipe()
+            process = context.Process(target=work, args=[theirs])
+            process.start()
+            print(ours.recv(), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+            process.join()
+            """
+        ended = self.run_program(code, **self.ON)
+        self.assertEqual(ended, ([], "True False\n", "", 0))
+
+    def test_a_default_handler_that_is_set_later_stays_through_a_fork(self) -> None:
+        code = """
+            import os, signal
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            if not os.fork():
+                os._exit(0)
+            os.wait()
+            print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+            """
+        ended = self.run_with_popcon(code, **self.ON)
+        self.assertEqual(ended, ([], "True\n", "", 0))
+
+    def test_a_handler_of_the_programs_own_may_be_any_object(self) -> None:
+        code = """
+            import os, signal
+            class Handler:
+                def __call__(self, *arguments): pass
+                def __eq__(self, other): 1 / 0
+                def __getattr__(self, name): 1 / 0
+            signal.signal(signal.SIGTERM, Handler())
+            import popcon; popcon.setup_reporter()
+            import alpha
+            if not os.fork():
+                os._exit(0)
+            os.wait()
+            """
+        self.assertEqual(self.run_program(code), (["alpha"], "", "", 0))
+        self.assertEqual(self.run_program(code, **self.ON), (["alpha"], "", "", 0))
 
     def test_a_pool_ends_its_workers(self) -> None:
         code = """
