@@ -982,7 +982,7 @@ class Reporter:
             self.set_sigterm(self.report_at_sigterm)
 
     def release_sigterm(self) -> None:
-        """Let SIGTERM end the process at once again, for the time of a fork or for ever."""
+        """Let SIGTERM end the process at once again, if only while it forks."""
         handler = _signal.getsignal(_signal.SIGTERM)
         is_method = type(handler) is type(self.release_sigterm)
         self.is_released = is_method and handler.__self__ is self
