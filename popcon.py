@@ -839,7 +839,7 @@ class Reporter:
                 )
             self.report_when_workers_end()
             self.handle_sigterm()
-        elif is_new_session and self.baseline is not None:  # as it is after a fork
+        elif is_new_session and self.baseline is not None:  # it is None after a fork
             session = loaded_since(("ipykernel", "IPython.terminal.ipapp"), shell)
             self.baseline |= executed_files(session)
         if is_new_session:
@@ -1687,7 +1687,7 @@ COUNT_LINE = (
     rb"\.([a-z0-9]+(?:-[a-z0-9]+)*):([0-9]{1,9})\|c(?:\|@([0-9]{0,9}\.?[0-9]{1,18}))?$"
 )
 FILE_LINE = (
-    rb"(process_start_time_seconds|popcon_collect_last_alive_time_seconds|"
+    rb"(process_start_time_seconds|" + ALIVE.encode() + rb"|"
     rb'python_popcon_library_used\{library="[a-z0-9-]+"'
     rb'(?:,namespace="[A-Za-z0-9_-]+")?\}) ([0-9]+(?:\.[0-9]+)?(?:e[+-][0-9]{2})?)\n'
 )
@@ -1816,7 +1816,7 @@ class CountFile:
                 line = file.readline(1000)
         try:
             self.since = self.numbers.pop(b"process_start_time_seconds")
-            self.alive = self.numbers.pop(b"popcon_collect_last_alive_time_seconds")
+            self.alive = self.numbers.pop(ALIVE.encode())
         except KeyError:
             raise failure from None
 
@@ -1867,7 +1867,7 @@ class CountFile:
 
     def lines(self) -> "Iterator[bytes]":
         yield b"process_start_time_seconds %.3f\n" % self.since
-        yield b"popcon_collect_last_alive_time_seconds %.3f\n" % self.alive
+        yield b"%s %.3f\n" % (ALIVE.encode(), self.alive)
         for name in sorted(self.numbers):
             yield b"%s %.15g\n" % (name, self.numbers[name])
 
@@ -2012,7 +2012,7 @@ class Counts:
         """Add to the number of processes that used a library."""
         name = normalized(library)
         # selftest counts that one, to see whether counts arrive.
-        if name and name != "popcon-selftest" and number > 0:
+        if name and name != SELFTEST and number > 0:
             number = min(number, 1e12)
             self.processes[name] = self.processes.get(name, 0) + number
 
@@ -2071,7 +2071,7 @@ def exporter_counts(options: "argparse.Namespace", now: float) -> Counts:
         raise OSError(f"that is no exporter's /metrics, or not all of it: {begin!r}")
     # Of several exporters the youngest tells since when.
     counts.since = min(now, max(0.0, *starts))
-    if now - alive > max(LOOK_BACK, options.window.seconds / 100):
+    if now - alive > max(SHORT_GAP, options.window.seconds / 100):
         counts.doubt = "No answer: collect has stopped, and what came later is not counted"
     if os.path.isfile(options.metrics):
         days = int((now - os.path.getmtime(options.metrics)) / DAY)
