@@ -534,8 +534,8 @@ HOST = "PYTHON_POPCONTEST_STATSD_HOST"
 PORT = "PYTHON_POPCONTEST_STATSD_PORT"
 PREFIX = "PYTHON_POPCONTEST_STATSD_PREFIX"
 SAMPLE_RATE = "PYTHON_POPCONTEST_STATSD_SAMPLE_RATE"
-SIGTERM = "PYTHON_POPCONTEST_SIGTERM"
-DEBUG = "PYTHON_POPCONTEST_DEBUG"
+SIGTERM_SWITCH = "PYTHON_POPCONTEST_SIGTERM"
+DEBUG_SWITCH = "PYTHON_POPCONTEST_DEBUG"
 
 
 def is_host(text: str) -> bool:
@@ -609,7 +609,7 @@ def debug(message: str) -> None:
     It goes straight to the descriptor. If that is closed or full, print() would leave
     text in a buffer, and Python would end with status 120 since it cannot write it.
     """
-    if not is_on(DEBUG):
+    if not is_on(DEBUG_SWITCH):
         return
     line = f"popcon: {' '.join(message.split())}\n"
     content = line.encode("utf-8", "backslashreplace")
@@ -848,18 +848,20 @@ class Reporter:
 
     def update(self) -> None:
         """Find out which libraries were used since the last time."""
-        if self.baseline is None:
-            self.baseline = executed_files(modules_up_to(self.last_look))
+        baseline = self.baseline
+        if baseline is None:
+            baseline = executed_files(modules_up_to(self.last_look))
+            self.baseline = baseline
         self.last_look = newest_module()
-        new = executed_files(dict(sys.modules)) - self.baseline - self.seen
+        new = executed_files(dict(sys.modules)) - baseline - self.seen
         if not new:
             return
-        for library, files in owners(new, self.baseline).items():
-            if files.isdisjoint(self.baseline):
+        for library, files in owners(new, baseline).items():
+            if files.isdisjoint(baseline):
                 self.used.add(library)
         if ipython_shell() is not None:
             if not self.shell_libraries:
-                self.shell_libraries = shell_libraries(self.baseline | new)
+                self.shell_libraries = shell_libraries(baseline | new)
             self.used -= self.shell_libraries
         self.seen |= new
 
@@ -978,7 +980,7 @@ class Reporter:
         handler = _signal.getsignal(_signal.SIGTERM)
         is_unhandled = type(handler) is int and handler == _signal.SIG_DFL
         is_worker = "--multiprocessing-fork" in sys.orig_argv
-        if is_on(SIGTERM) and is_unhandled and not is_worker:
+        if is_on(SIGTERM_SWITCH) and is_unhandled and not is_worker:
             self.set_sigterm(self.report_at_sigterm)
 
     def release_sigterm(self) -> None:
@@ -1252,7 +1254,8 @@ def trial(*arguments: str) -> "tuple[bytes, str]":
         Path(info, "RECORD").write_text("popcon_selftest.py,,\n", "ascii")
         Path(folder, "popcon_selftest.py").touch()
         server.bind(("127.0.0.1", 0))
-        settings = {HOST: "127.0.0.1", PORT: str(server.getsockname()[1]), DEBUG: "1"}
+        settings = {HOST: "127.0.0.1", PORT: str(server.getsockname()[1])}
+        settings |= {DEBUG_SWITCH: "1"}
         settings |= {PREFIX: "", SAMPLE_RATE: "", "DO_NOT_TRACK": "0"}
         ended = run(
             [sys.executable, "-B", *arguments],
@@ -1285,7 +1288,7 @@ def check_settings(_: "argparse.Namespace") -> "Findings":
             text = "README's rules match python_popcon.library_used and "
             text += "python_popcon.namespace.NAME.library_used, with no dot in NAME"
             yield "warning", "mapping", text
-    known = [*SETTINGS, SIGTERM, DEBUG]
+    known = [*SETTINGS, SIGTERM_SWITCH, DEBUG_SWITCH]
     for name in sorted(os.environ):
         if "POPCON" in name.upper() and name not in known:
             text = f"{name} is no setting: they are {', '.join(known)}"

@@ -3716,6 +3716,23 @@ class TestOneState(Libraries):
             import gamma
             """)
 
+    def test_the_last_version_is_in_force_as_a_whole(self) -> None:
+        source = self.newer.read_text(encoding="utf-8")
+        call = "statsd_line(library, prefix, rate)"
+        parameters = 'statsd_line(library: str, prefix: str, rate: str = "1")'
+        self.assertIn(call, source)
+        self.assertIn(parameters, source)
+        source = source.replace(call, "statsd_line(rate, prefix, library)")
+        source = source.replace(parameters, "statsd_line(rate, prefix, library)")
+        self.newer.write_text(source, encoding="utf-8")
+        self.assert_each_once(f"""
+            import importlib, shutil, popcon; popcon.setup_reporter()
+            import alpha, beta
+            shutil.copy({str(self.newer)!r}, popcon.__file__)
+            importlib.reload(popcon)
+            import gamma
+            """)
+
     def test_the_baseline_stays(self) -> None:
         code = """
             import alpha
@@ -3883,6 +3900,21 @@ class TestSigterm(Libraries):
             """
         self.assertEqual(self.run_program(code), (["alpha"], "", "", 0))
         self.assertEqual(self.run_program(code, **self.ON), (["alpha"], "", "", 0))
+
+    def test_a_method_of_the_programs_own_stays_through_a_fork(self) -> None:
+        code = """
+            import os, signal
+            class Program:
+                def end(self, *arguments):
+                    os._exit(7)
+            signal.signal(signal.SIGTERM, Program().end)
+            if not os.fork():
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert os.waitstatus_to_exitcode(os.wait()[1]) == 7
+            os.kill(os.getpid(), signal.SIGTERM)
+            """
+        ended = self.run_with_popcon(code, **self.ON)
+        self.assertEqual(ended, ([], "", "", 7))
 
     def test_a_pool_ends_its_workers(self) -> None:
         code = """
@@ -4765,7 +4797,7 @@ class TestSelftest(Lone):
             "python_popcontest_debug",
         ]
         self.assertEqual(self.unknown_names(*near), near)
-        right = ", ".join([*popcon.SETTINGS, popcon.SIGTERM, popcon.DEBUG])
+        right = ", ".join([*popcon.SETTINGS, popcon.SIGTERM_SWITCH, popcon.DEBUG_SWITCH])
         row = f"warning +unknown +POPCON_HOST is no setting: they are {right}"
         self.selftest(0, row, POPCON_HOST="x")
 
