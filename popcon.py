@@ -50,6 +50,7 @@ if sys.hexversion < 0x030A0000:
 
 from _frozen_importlib import BuiltinImporter, ModuleSpec, module_from_spec
 from _frozen_importlib_external import (
+    FileFinder,
     PathFinder,
     SourceFileLoader,
     SourcelessFileLoader,
@@ -69,8 +70,9 @@ if TYPE_CHECKING:
 # ---- sys.modules -> the files that were executed ------------------------------------
 
 ModuleType = type(sys)
-# What reads the namespace of a module, even if its class has another __dict__.
-NAMESPACE = vars(ModuleType)["__dict__"]
+# What reads the namespace of a module or a class, even if it has another __dict__.
+MODULE_NAMESPACE = vars(ModuleType)["__dict__"]
+CLASS_NAMESPACE = vars(type)["__dict__"]
 
 # Most standard modules are told by their names. These folders catch the others, such as
 # _sysconfigdata_*.
@@ -129,8 +131,9 @@ def executed_file(name: str, module: object) -> "str | None":
             return name
     elif name in ("__main__", "__mp_main__"):
         return None  # a script is a person's own; what "python -m" runs has a spec
-    elif file is None and "." not in name and type(module) is not ModuleType:
-        # The module has put another object in its own place, as sh does.
+    elif file is None and "." not in name and is_defined_in(name, module):
+        # The module has put another object in its own place, as sh does. A stub, as
+        # tests put it there, is defined elsewhere.
         found = PathFinder.find_spec(name)
         file = found and found.origin
     if type(file) is not str or os.sep not in file:
@@ -147,7 +150,22 @@ def namespace_of(module: object) -> "dict[str, Any]":
     """
     if not issubclass(type(module), ModuleType):
         return {}
-    return NAMESPACE.__get__(module) or {}  # None in one that was never initialized
+    # None if it was never initialized.
+    return MODULE_NAMESPACE.__get__(module) or {}
+
+
+def is_defined_in(name: str, item: "Any") -> bool:
+    """Tell whether a module defines a function, a class, or the class of an object.
+
+    Runs no code of it.
+    """
+    if type(item) is type(is_defined_in):
+        module = item.__module__
+    else:
+        if not issubclass(type(item), type):
+            item = type(item)
+        module = CLASS_NAMESPACE.__get__(item).get("__module__")
+    return type(module) is str and module == name
 
 
 def was_executed(spec: "ModuleSpec", namespace: "dict[str, Any]") -> bool:
@@ -231,20 +249,36 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
         while folder and folder not in above:
             above.add(folder)
             folder = folder.rpartition(os.sep)[0]
+    restore_finders(above)
     entries = []
     for path, finder in list(sys.path_importer_cache.items()):
+        if not issubclass(type(finder), FileFinder):
+            continue  # a zip archive, or a folder that is not there
         try:
             # The path in full, if it is relative on sys.path.
-            path = getattr(finder, "path", path).rstrip(os.sep)
+            path = finder.path.rstrip(os.sep)
             if path in above:
-                # Python's finder has listed the folder already, and keeps the names in
-                # this attribute. Finders of zip archives do not: those are left out.
-                entry = PathEntry(path, getattr(finder, "_path_cache", ()))
+                # The finder has listed the folder already, and keeps the names.
+                entry = PathEntry(path, finder._path_cache)
                 if entry.unread:
                     entries.append(entry)
         except Exception as error:
             debug(f"cannot tell what is installed in {path}: {error!r}")
     return sorted(entries, key=lambda entry: len(entry.path))
+
+
+def restore_finders(folders: "set[str]") -> None:
+    """Let Python list those of the folders on sys.path whose finders are gone.
+
+    That is so if somebody has emptied sys.path_importer_cache. The next import of any
+    module would do the same.
+    """
+    try:
+        for path in folders.intersection(sys.path):
+            if path not in sys.path_importer_cache:
+                PathFinder.find_spec("popcon", [path])
+    except Exception as error:
+        debug(f"cannot list the folders on sys.path: {error!r}")
 
 
 def paths_below(folder: str, files: "Iterable[str]") -> "dict[str, str]":
@@ -414,12 +448,14 @@ def ask_packages_distributions(modules: "Paths", _: "Paths") -> "Owned":
     module has loaded importlib.metadata. Finders that look in folders do not count:
     Python's own, and that of the backport importlib_metadata.
     """
+    metadata = sys.modules.get("importlib.metadata")
+    if not modules or metadata is None:
+        return
     finders = set()
     for finder in sys.meta_path:
         if hasattr(finder, "find_distributions"):
             finders.add(getattr(finder, "__name__", type(finder).__name__))
-    metadata = sys.modules.get("importlib.metadata")
-    if modules and metadata and finders - {"PathFinder", "MetadataPathFinder"}:
+    if finders - {"PathFinder", "MetadataPathFinder"}:
         libraries = metadata.packages_distributions()
         for module in modules:
             for name in libraries.get(module, ()):
@@ -609,14 +645,13 @@ def debug(message: str) -> None:
     It goes straight to the descriptor. If that is closed or full, print() would leave
     text in a buffer, and Python would end with status 120 since it cannot write it.
     """
-    if not is_on(DEBUG_SWITCH):
-        return
-    line = f"popcon: {' '.join(message.split())}\n"
-    content = line.encode("utf-8", "backslashreplace")
     try:
-        os.write(sys.stderr.fileno(), content)
+        if is_on(DEBUG_SWITCH):
+            line = f"popcon: {' '.join(message.split())}\n"
+            content = line.encode("utf-8", "backslashreplace")
+            os.write(sys.stderr.fileno(), content)
     except Exception:
-        pass  # there is no stderr, or it is an object of somebody's own
+        pass  # there is no stderr, or it or os.environ is an object of somebody's own
 
 
 def statsd_line(library: str, prefix: str, rate: str = "1") -> bytes:
@@ -675,7 +710,8 @@ def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
         name = host.encode("ascii")
         return sorted(socket.getaddrinfo(name, port, family, socket.SOCK_DGRAM))
 
-    if is_address(host) or is_in_hosts_file(host):
+    # No name has a colon, so no name server is asked for it either.
+    if ":" in host or is_address(host) or is_in_hosts_file(host):
         return addresses(socket.AF_UNSPEC)  # sorted, so that IPv4 comes first
     await_name_server(host, TYPE_A)
     try:
@@ -685,12 +721,14 @@ def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
         return addresses(socket.AF_INET6)
 
 
-def is_address(host: str) -> bool:
-    """Tell whether getaddrinfo() takes a host for an address, and asks nobody."""
-    if ":" in host:
-        return True
+def is_address(text: str) -> bool:
+    """Tell whether a text is an IPv4 or IPv6 address, perhaps with a scope (%eth0)."""
+    socket = standard_socket()
     try:
-        standard_socket().inet_aton(host)
+        if ":" in text:
+            socket.inet_pton(socket.AF_INET6, text.partition("%")[0])
+        else:
+            socket.inet_aton(text)
     except OSError:
         return False
     return True
@@ -730,34 +768,32 @@ TYPE_AAAA = b"\0\x1c"
 
 
 def await_name_server(host: str, record_type: bytes) -> None:
-    """Ask the first name server what getaddrinfo() may ask, and wait for an answer.
+    """Ask the first name server what getaddrinfo() will ask, and wait for the answers.
 
     getaddrinfo() cannot be interrupted, and takes long if the name server is silent.
     In that case this raises SilentNameServer.
     """
-    servers: list[str] = []
-    names = {host.strip(".")}
-    for line in text_of("/etc/resolv.conf").split("\n"):
-        words = line.split()
-        if line.startswith("nameserver") and is_address(" ".join(words[1:2])):
-            servers.append(words[1])
-        elif line.startswith("search"):
-            for domain in words[1:]:
-                names.add(f"{host}.{domain}".strip("."))
+    resolv_conf = text_of("/etc/resolv.conf").split("\n")
+    queries = []
+    for number, name in enumerate(names_to_look_up(host, resolv_conf)):
+        queries.append(dns_query(number, name, record_type))
+    server = first_name_server(resolv_conf)
     socket = standard_socket()
-    server = servers[0] if servers else "127.0.0.1"  # as resolv.conf(5) has it
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     udp = socket.socket(family, socket.SOCK_DGRAM)
     deadline = time.monotonic() + PATIENCE
+    has_record = {}  # by the number of the query
     try:
-        udp.settimeout(PATIENCE)
         udp.connect((server, NAME_SERVER_PORT))
-        for name in names:
-            udp.send(dns_query(name, record_type))
-        for _ in names:
-            udp.settimeout(max(0.001, deadline - time.monotonic()))
-            answer_count = udp.recv(512)[6:8]
-            if any(answer_count):
+        for query in queries:
+            udp.send(query)
+        for query in queries:
+            number = query[:2]
+            while number not in has_record:
+                udp.settimeout(max(0.001, deadline - time.monotonic()))
+                answer = udp.recv(512)
+                has_record[answer[:2]] = any(answer[6:8])  # the count of records
+            if has_record[number]:
                 break  # getaddrinfo() will ask no further
     except TimeoutError:
         message = f"{host}: the name server is silent for {PATIENCE:g} s"
@@ -768,9 +804,41 @@ def await_name_server(host: str, record_type: bytes) -> None:
         udp.close()
 
 
-def dns_query(name: str, record_type: bytes) -> bytes:
+def first_name_server(resolv_conf: "Iterable[str]") -> str:
+    """Return its address, from the lines of resolv.conf(5)."""
+    for line in resolv_conf:
+        words = line.split()
+        if line.startswith("nameserver") and is_address(" ".join(words[1:2])):
+            return words[1]
+    return "127.0.0.1"
+
+
+def names_to_look_up(host: str, resolv_conf: "Iterable[str]") -> "list[str]":
+    """Return the names that may be the host's, in the order of resolv.conf(5)."""
+    domains = []
+    ndots = 1
+    for line in resolv_conf:
+        words = line.split()
+        if line.startswith(("search", "domain")):
+            domains = words[1:]
+        elif line.startswith("options"):
+            for word in words:
+                number = word.removeprefix("ndots:")
+                if number != word and is_number(number):
+                    ndots = int(number)
+    if host.endswith("."):
+        return [host]
+    names = [f"{host}.{domain}".rstrip(".") for domain in domains]
+    if host.count(".") < ndots:
+        names.append(host)
+    else:
+        names.insert(0, host)
+    return list(dict.fromkeys(names))  # "search ." adds the name itself
+
+
+def dns_query(number: int, name: str, record_type: bytes) -> bytes:
     """Return the message that asks for the records of a name (RFC 1035)."""
-    message = b"pc"  # any number
+    message = number.to_bytes(2, "big")  # the answer begins with it, too
     message += b"\1\0"  # a standard query, recursion desired
     message += b"\0\1\0\0\0\0\0\0"  # one question, and nothing else
     for label in name.encode().split(b"."):
@@ -788,12 +856,10 @@ class Reporter:
     baseline.
     """
 
-    # Attributes that not every version of popcon has set; see _reporter below.
-    is_ending = False  # SIGTERM came during a report, which ends first
-    is_released = False  # SIGTERM has its default action during a fork
-
     def __init__(self) -> None:
         self.is_set_up = False
+        self.sigterm_handler: object = None  # set if SIGTERM reports
+        self.forking: set[int] = set()  # threads that hold SIGTERM back
         self.shell: object = None  # the IPython shell that it reports for
         self.begin_process()
         # Until set_up(), all that is loaded counts.
@@ -802,7 +868,7 @@ class Reporter:
     def begin_process(self) -> None:
         """Begin for a process in which nothing was used or sent yet."""
         self.lock = _thread.allocate_lock()  # held during a report
-        self.is_ending = False
+        self.is_ending = False  # SIGTERM came during a report, which ends first
         self.sent: set[str] = set()  # libraries
         self.no_look_up_before = 0.0  # on time.monotonic(), after a silence
         self.shell_libraries: set[str] = set()
@@ -811,9 +877,9 @@ class Reporter:
 
     def begin_baseline(self) -> None:
         """Make what is loaded now the baseline. What was sent stays sent."""
-        self.last_look = newest_module()
-        # Files, or None until somebody looks at the modules loaded up to last_look: to
-        # look at all modules in a forked child would copy many pages of memory.
+        self.reported = newest_module()  # at the last report
+        # Files, or None until somebody looks at the modules of then: to look at all
+        # modules in a forked child would copy many pages of memory.
         self.baseline = None
         self.seen: set[str] = set()  # files beyond the baseline that were looked up
         self.used: set[str] = set()  # libraries
@@ -832,9 +898,8 @@ class Reporter:
             register_unseen(self.report_at_exit)
             if hasattr(os, "register_at_fork"):
                 os.register_at_fork(
-                    # So that no child has the handler before begin_in_child() decides.
-                    before=self.release_sigterm,
-                    after_in_parent=self.restore_sigterm,
+                    before=self.hold_sigterm,
+                    after_in_parent=self.free_sigterm,
                     after_in_child=self.begin_in_child,
                 )
             self.report_when_workers_end()
@@ -850,9 +915,8 @@ class Reporter:
         """Find out which libraries were used since the last time."""
         baseline = self.baseline
         if baseline is None:
-            baseline = executed_files(modules_up_to(self.last_look))
+            baseline = executed_files(modules_up_to(self.reported))
             self.baseline = baseline
-        self.last_look = newest_module()
         new = executed_files(dict(sys.modules)) - baseline - self.seen
         if not new:
             return
@@ -878,7 +942,7 @@ class Reporter:
         finally:
             self.lock.release()
             if self.is_ending:
-                os.kill(os.getpid(), _signal.SIGTERM)
+                _signal.raise_signal(_signal.SIGTERM)
         return []
 
     def send_new(self) -> "list[str]":
@@ -886,7 +950,8 @@ class Reporter:
 
         Raises ValueError if there is nothing to send, OSError if it cannot be sent.
         """
-        if self.baseline is None and newest_module() == self.last_look:
+        newest = newest_module()
+        if self.baseline is None and newest == self.reported:
             # Nothing to send, and no page of memory was copied to find that out.
             raise ValueError("nothing was loaded since the last report, or a fork")
         if opted_out():
@@ -902,6 +967,7 @@ class Reporter:
         if self.draw >= float(rate):
             raise ValueError(f"this process is not in the sample of {rate}")
         self.update()
+        self.reported = newest
         lines = {}
         for library in sorted(self.used - self.sent):
             lines[statsd_line(library, prefix, rate)] = library
@@ -939,7 +1005,7 @@ class Reporter:
     def report_after_cell(self) -> None:
         """Report what a cell has loaded: a killed kernel runs nothing at exit."""
         try:
-            if newest_module() != self.last_look:
+            if newest_module() != self.reported:
                 self.report()
         except BaseException:  # IPython would show it, Ctrl-C too
             debug("stopped")
@@ -950,11 +1016,11 @@ class Reporter:
             self.begin_process()
             self.report_when_workers_end()
             if "multiprocessing.process" in sys.modules:
-                self.release_sigterm()
-            else:
-                self.restore_sigterm()
+                self.leave_sigterm()
         except Exception as error:
             debug(f"not set up in a child: {error!r}")
+        finally:
+            self.free_sigterm()
 
     def report_when_workers_end(self) -> None:
         """Let the workers of multiprocessing report: they run no atexit functions.
@@ -981,19 +1047,29 @@ class Reporter:
         is_unhandled = type(handler) is int and handler == _signal.SIG_DFL
         is_worker = "--multiprocessing-fork" in sys.orig_argv
         if is_on(SIGTERM_SWITCH) and is_unhandled and not is_worker:
-            self.set_sigterm(self.report_at_sigterm)
+            self.sigterm_handler = self.report_at_sigterm
+            self.set_sigterm(self.sigterm_handler)
 
-    def release_sigterm(self) -> None:
-        """Let SIGTERM end the process at once again, if only while it forks."""
-        handler = _signal.getsignal(_signal.SIGTERM)
-        is_method = type(handler) is type(self.release_sigterm)
-        self.is_released = is_method and handler.__self__ is self
-        if self.is_released:
+    def leave_sigterm(self) -> None:
+        """Let SIGTERM end the process at once again, unless it has another handler."""
+        if _signal.getsignal(_signal.SIGTERM) is self.sigterm_handler:
             self.set_sigterm(_signal.SIG_DFL)
 
-    def restore_sigterm(self) -> None:
-        if self.is_released:
-            self.set_sigterm(self.report_at_sigterm)
+    def hold_sigterm(self) -> None:
+        """Let SIGTERM wait while this thread forks.
+
+        Python drops one that a child gets before it has begun to run.
+        """
+        if self.sigterm_handler is not None:
+            blocked = _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGTERM])
+            if _signal.SIGTERM not in blocked:
+                self.forking.add(_thread.get_ident())
+
+    def free_sigterm(self) -> None:
+        thread = _thread.get_ident()
+        if thread in self.forking:
+            self.forking.remove(thread)
+            _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGTERM])
 
     def set_sigterm(self, handler: "Any") -> None:
         try:
@@ -1007,8 +1083,8 @@ class Reporter:
         if not self.lock.locked():
             self.is_ending = False
             self.report_at_exit()
-            self.release_sigterm()
-            os.kill(os.getpid(), number)
+            self.set_sigterm(_signal.SIG_DFL)
+            _signal.raise_signal(_signal.SIGTERM)
 
 
 def register_unseen(function: "Callable[[], None]") -> None:
@@ -1043,12 +1119,16 @@ def newest_module() -> "tuple[int, object]":
 def modules_up_to(newest: "tuple[int, Any]") -> "dict[Any, object]":
     """Return the modules that were loaded when newest_module() returned this."""
     number, name = newest
+    number -= 1  # of those before it
     modules = dict(sys.modules)
     names = list(modules)  # in the order in which their imports ended
     if name in modules:
-        number = names.index(name) + 1  # some before it may have been removed since
-    else:
-        number -= 1  # it was removed itself
+        # Some before it may have been removed since. If more stand before it, then its
+        # import ended later, or it was reloaded, which puts it at the end.
+        number = min(number, names.index(name))
+        names.remove(name)
+        names.insert(number, name)
+        number += 1
     return {key: modules[key] for key in names[:number]}
 
 

@@ -717,6 +717,35 @@ spec.loader.exec_module(sleepy)
             """
         self.check_module_that_replaces_itself(by)
 
+    def test_a_stub_in_the_place_of_a_library_does_not_count(self) -> None:
+        code = """
+            from unittest.mock import MagicMock
+            sys.modules["alpha"] = MagicMock()
+            class Stub(type(sys)):
+                pass
+            sys.modules["beta"] = Stub("beta")
+            sys.modules["gamma"] = Stub
+            """
+        self.assert_used(code)
+
+    def test_a_function_in_the_place_of_a_library_does_not_count(self) -> None:
+        self.assert_used("sys.modules['alpha'] = lambda: 0; import beta", "beta")
+
+    def test_an_odd_name_of_the_defining_module_is_not_executed(self) -> None:
+        code = """
+            class Odd(str):
+                def __eq__(self, other):
+                    sys.exit("executed")
+                __hash__ = str.__hash__
+            class Stub:
+                __module__ = Odd("alpha")
+            class Lazy:
+                __module__ = property(lambda self: sys.exit("executed"))
+            sys.modules["alpha"] = Stub()
+            sys.modules["beta"] = Lazy()
+            """
+        self.assert_used(code)
+
     def test_a_submodule_that_replaces_itself_counts_for_no_other_module(self) -> None:
         code = """
             import alpha
@@ -827,6 +856,10 @@ OddNamespace = type("OddNamespace", (), {"__dict__": property(execute)})
         self.check_that_odd_objects_do_no_harm(code)
 
     # Odd paths
+
+    def test_a_cache_of_finders_that_was_emptied_does_no_harm(self) -> None:
+        code = "import alpha; sys.path_importer_cache.clear()"
+        self.assert_used(code, "alpha")
 
     def test_a_sys_path_that_is_none_does_no_harm(self) -> None:
         self.assert_used("import beta; sys.path = None", "beta")
@@ -2141,13 +2174,17 @@ search a.b c
 nameserver 127.0.0.1
 nameserver 127.0.0.2
 """
+    # In the order in which getaddrinfo() asks them; the first two bytes are the number.
     QUESTIONS = [
-        b"pc\1\0\0\1\0\0\0\0\0\0\6statsd\3mon\0\0\1\0\1",
-        b"pc\1\0\0\1\0\0\0\0\0\0\6statsd\3mon\1a\1b\0\0\1\0\1",
-        b"pc\1\0\0\1\0\0\0\0\0\0\6statsd\3mon\1c\0\0\1\0\1",
+        b"\0\0\1\0\0\1\0\0\0\0\0\0\6statsd\3mon\0\0\1\0\1",
+        b"\0\1\1\0\0\1\0\0\0\0\0\0\6statsd\3mon\1a\1b\0\0\1\0\1",
+        b"\0\2\1\0\0\1\0\0\0\0\0\0\6statsd\3mon\1c\0\0\1\0\1",
     ]
-    NO_ADDRESS = b"pc\x81\x80\0\1\0\0\0\0\0\0"
-    ONE_ADDRESS = b"pc\x81\x80\0\1\0\1\0\0\0\0"
+
+    @staticmethod
+    def answer_to(question: int, records: int) -> bytes:
+        """Return the begin of a name server's answer, with so many records."""
+        return bytes([0, question]) + b"\x81\x80\0\1\0" + bytes([records]) + bytes(4)
 
     def ask_name_server(self, *answers: bytes, patience: float) -> list[bytes]:
         """Await a name server with these answers, and return what it was asked.
@@ -2170,7 +2207,7 @@ nameserver 127.0.0.2
         )
         with patch, ThreadPoolExecutor(1) as pool:
             ended = pool.submit(
-                popcon.await_name_server, "statsd.mon.", popcon.TYPE_A
+                popcon.await_name_server, "statsd.mon", popcon.TYPE_A
             )
             queries = []
             for _ in self.QUESTIONS:
@@ -2182,12 +2219,16 @@ nameserver 127.0.0.2
         return queries
 
     def test_the_name_server_is_asked_for_all_that_the_look_up_asks(self) -> None:
-        answers = [self.NO_ADDRESS] * 3
+        answers = [self.answer_to(question, 0) for question in range(3)]
         queries = self.ask_name_server(*answers, patience=30)
-        self.assertEqual(sorted(queries), sorted(self.QUESTIONS))
+        self.assertEqual(queries, self.QUESTIONS)
 
     def test_an_answer_with_an_address_is_enough(self) -> None:
-        self.ask_name_server(self.ONE_ADDRESS, patience=30)
+        self.ask_name_server(self.answer_to(0, 1), patience=30)
+
+    def test_answers_may_come_in_another_order(self) -> None:
+        answers = [self.answer_to(question, 0) for question in (2, 0, 1)]
+        self.ask_name_server(*answers, patience=30)
 
     def test_a_name_server_without_an_answer_is_silent(self) -> None:
         with self.assertRaises(popcon.SilentNameServer):
@@ -2195,7 +2236,44 @@ nameserver 127.0.0.2
 
     def test_a_name_server_that_answers_one_question_of_three_is_silent(self) -> None:
         with self.assertRaises(popcon.SilentNameServer):
-            self.ask_name_server(self.NO_ADDRESS, patience=0.1)
+            self.ask_name_server(self.answer_to(0, 0), patience=0.1)
+
+    def test_one_that_drops_what_the_look_up_asks_first_is_silent(self) -> None:
+        with self.assertRaises(popcon.SilentNameServer):
+            self.ask_name_server(self.answer_to(1, 1), patience=0.1)
+
+    def test_an_answer_that_is_cut_short_is_none(self) -> None:
+        with self.assertRaises(popcon.SilentNameServer):
+            self.ask_name_server(b"", b"\0", b"\0\0\x81", patience=0.1)
+
+    def names(self, host: str, *lines: str) -> list[str]:
+        return popcon.names_to_look_up(host, lines)
+
+    def test_names_are_looked_up_in_the_order_of_the_system(self) -> None:
+        search = "search ns.svc svc"
+        searched = ["statsd.mon.ns.svc", "statsd.mon.svc"]
+        self.assertEqual(self.names("statsd.mon"), ["statsd.mon"])
+        self.assertEqual(
+            self.names("statsd.mon", search), ["statsd.mon", *searched]
+        )
+        self.assertEqual(
+            self.names("statsd.mon", search, "options edns0 ndots:5"),
+            [*searched, "statsd.mon"],
+        )
+        self.assertEqual(
+            self.names("statsd.mon", search, "options ndots:2"),
+            [*searched, "statsd.mon"],
+        )
+        self.assertEqual(
+            self.names("statsd", search), ["statsd.ns.svc", "statsd.svc", "statsd"]
+        )
+        self.assertEqual(self.names("statsd.mon.", search), ["statsd.mon."])
+
+    def test_the_last_line_with_domains_is_in_force(self) -> None:
+        lines = ("search a b", "domain c", "options ndots:x timeout:1")
+        self.assertEqual(self.names("statsd", *lines), ["statsd.c", "statsd"])
+        lines = ("domain c", "search .")
+        self.assertEqual(self.names("statsd", *lines), ["statsd"])
 
     def test_a_name_server_that_refuses_is_not_waited_for(self) -> None:
         port = free_port(socket.SOCK_DGRAM)
@@ -2218,7 +2296,7 @@ nameserver 127.0.0.2
         )
         with patch, self.assertRaises(popcon.SilentNameServer):
             popcon.await_name_server("statsd.mon", popcon.TYPE_AAAA)
-        query = b"pc\1\0\0\1\0\0\0\0\0\0\6statsd\3mon\0\0\x1c\0\1"
+        query = b"\0\0\1\0\0\1\0\0\0\0\0\0\6statsd\3mon\0\0\x1c\0\1"
         self.assertEqual(server.received(), [query])
 
     # Which addresses are looked up
@@ -2282,6 +2360,15 @@ class TestSilence(Libraries):
             """
         ended = self.run_program(code, *flags)
         self.assertEqual(ended, (["alpha"], "\n", "", 0))
+
+    def test_an_environ_that_is_none_does_no_harm(self) -> None:
+        code = """
+            import alpha, os
+            os.environ = None
+            print(popcon.report())
+            """
+        ended = self.run_with_popcon(f"import popcon{textwrap.dedent(code)}")
+        self.assertEqual(ended, ([], "[]\n", "", 0))
 
     def test_setup_imports_nothing(self) -> None:
         self.check_that_setup_imports_nothing()
@@ -2580,6 +2667,8 @@ random re selectors socket _socket sre_compile string struct types typing zipfil
 
 
 @unittest.skipUnless(hasattr(os, "fork"), "needs os.fork")
+
+
 class TestForks(Libraries):
     def count(self, code: str, **options: Any) -> dict[str, int]:
         """Return how often a program, and all that it starts, sent each library."""
@@ -2625,6 +2714,29 @@ for _ in range(3):
         # That is alpha, the last one that the parent has imported.
         counts = self.count_with_children("del sys.modules['alpha']; import beta")
         self.assertEqual(counts, {**self.PARENT, "beta": 3})
+
+    def test_a_child_counts_what_it_loaded_before_the_newest_module_is_reloaded(self) -> None:
+        work = """
+            import beta, importlib
+            importlib.reload(alpha)
+            """
+        counts = self.count_with_children(work)
+        self.assertEqual(counts, {**self.PARENT, "beta": 3})
+
+    def test_a_child_counts_what_it_loaded_in_an_import_that_forks(self) -> None:
+        own = """
+            import os
+            if not os.fork():
+                import beta
+            else:
+                os.wait()
+            """
+        self.write(self.own, {"app.py": textwrap.dedent(own)})
+        code = """
+            import popcon; popcon.setup_reporter()
+            import gamma, alpha, app
+            """
+        self.assertEqual(self.count(code), {**self.PARENT, "beta": 1})
 
     def test_a_child_does_not_count_what_the_parent_loaded(self) -> None:
         counts = self.count_with_children("import alpha; popcon.setup_reporter()")
@@ -3007,6 +3119,19 @@ Requires-Dist: optional; extra == "doc"
             metadata += f"Requires-Dist: {requirement}\n"
         module = name.replace("-", "_") + ".py"
         self.install(name, module, more={"METADATA": metadata})
+
+    def test_a_question_in_a_cell_leaves_its_report_to_be_made(self) -> None:
+        cell = "shell.run_cell('import alpha, popcon; popcon.used_libraries()')"
+        kill = "import os; os._exit(0)"
+        names = self.run_program(self.session(cell, kill))[0]
+        self.assertEqual(names, ["alpha"])
+
+    def test_a_question_in_a_cell_that_opted_out_sends_nothing_later(self) -> None:
+        opt_out = "import os; os.environ['DO_NOT_TRACK'] = '1'"
+        cell = "shell.run_cell('import alpha, popcon; popcon.used_libraries()')"
+        opt_in = "os.environ['DO_NOT_TRACK'] = '0'"
+        code = self.session(opt_out, cell, opt_in, "import beta")
+        self.assertEqual(self.run_program(code)[0], ["beta"])
 
     def session(self, *lines: str) -> str:
         """Return code that starts a session, sets popcon up, and goes on like this."""
@@ -3915,6 +4040,107 @@ class TestSigterm(Libraries):
             """
         ended = self.run_with_popcon(code, **self.ON)
         self.assertEqual(ended, ([], "", "", 7))
+
+    def test_a_handler_of_the_programs_own_may_call_ours(self) -> None:
+        code = """
+            import alpha, os, signal
+            earlier = signal.getsignal(signal.SIGTERM)
+            def end(*arguments):
+                import beta
+                earlier(*arguments)
+            signal.signal(signal.SIGTERM, end)
+            os.kill(os.getpid(), signal.SIGTERM)
+            """
+        ended = self.run_with_popcon(code, **self.ON)
+        self.assertEqual(ended, (["alpha", "beta"], "", "", -signal.SIGTERM))
+
+    def test_a_handler_that_python_does_not_know_stays_through_a_fork(self) -> None:
+        code = """
+            import faulthandler, os, signal
+            faulthandler.register(signal.SIGTERM, open(os.devnull, "w"))
+            if not os.fork():
+                os._exit(0)
+            os.wait()
+            os.kill(os.getpid(), signal.SIGTERM)
+            import alpha
+            """
+        ended = self.run_with_popcon(code, **self.ON)
+        self.assertEqual(ended, (["alpha"], "", "", 0))
+
+    def test_the_handler_stays_where_threads_fork_at_the_same_time(self) -> None:
+        code = f"""
+            import alpha, os, signal, sys, threading, warnings
+            sys.setswitchinterval(1e-6)
+            def fork():
+                for _ in range(150):
+                    child = os.fork()
+                    if not child:
+                        os._exit(0)
+                    os.waitpid(child, 0)
+            warnings.simplefilter("ignore")  # a fork beside a thread
+            thread = threading.Thread(target=fork)
+            thread.start()
+            fork()
+            thread.join()
+            assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+            {self.END}
+            """
+        ended = self.run_with_popcon(code, **self.ON)
+        self.assertEqual(ended, (["alpha"], "", "", -signal.SIGTERM))
+
+    def test_it_waits_while_a_fork_is_under_way(self) -> None:
+        # Functions that are registered earlier run nearer to the fork.
+        code = """
+            import os, signal
+            def blocked():
+                return signal.pthread_sigmask(signal.SIG_BLOCK, []) == {signal.SIGTERM}
+            def end():
+                assert blocked()
+                os.kill(os.getpid(), signal.SIGTERM)
+            def check():
+                assert blocked()
+            os.register_at_fork(before=check, after_in_parent=check, after_in_child=end)
+            import popcon; popcon.setup_reporter()
+            assert not blocked()
+            child = os.fork()
+            if not child:
+                os._exit(0)
+            assert not blocked()
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -15
+            """
+        self.assertEqual(self.run_program(code, **self.ON), ([], "", "", 0))
+
+    def test_a_program_that_holds_it_back_itself_goes_on_to_do_so(self) -> None:
+        code = """
+            import os, signal
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+            if not os.fork():
+                blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+                os._exit(blocked != {signal.SIGTERM})
+            assert os.wait()[1] == 0
+            assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == {signal.SIGTERM}
+            """
+        ended = self.run_with_popcon(code, **self.ON)
+        self.assertEqual(ended, ([], "", "", 0))
+
+    def test_without_it_a_fork_holds_nothing_back(self) -> None:
+        code = """
+            import os, signal
+            def check():
+                assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+            os.register_at_fork(before=check)
+            import popcon; popcon.setup_reporter()
+            if not os.fork():
+                os._exit(0)
+            os.wait()
+            """
+        self.assertEqual(self.run_program(code), ([], "", "", 0))
+
+    def test_it_ends_a_program_that_took_os_kill_away(self) -> None:
+        code = f"import alpha, os, signal; kill = os.kill; os.kill = None; {self.END}"
+        code = code.replace("os.kill(os.getpid()", "kill(os.getpid()")
+        ended = self.run_with_popcon(code, **self.ON)
+        self.assertEqual(ended, (["alpha"], "", "", -signal.SIGTERM))
 
     def test_a_pool_ends_its_workers(self) -> None:
         code = """
