@@ -1626,12 +1626,20 @@ except Exception:
 del _popcon
 """
 
-# Only a line of a .pth file that begins with import is run, and nothing but exec lets
-# one line be silent where popcon.py can't be read, or is a person's own on PYTHONPATH.
-# From Python 3.18 on .start files (PEP 829) are read instead, which are not silent when
-# popcon.py is gone.
-PTH = 'import sys; exec("try: import popcon; popcon.setup_reporter()'
-PTH += '\\nexcept Exception: pass")\n'
+# What Python runs at the start of each process. The popcon.py beside this .pth file is
+# meant, not a person's own on PYTHONPATH. Only a line that begins with import is run,
+# and only exec() lets one line be silent if popcon.py cannot be read. From Python 3.18
+# on .start files (PEP 829) are read instead, which allow neither.
+PROCESS = """\
+try:
+    from _frozen_importlib_external import PathFinder
+    from os.path import exists
+    if exists(PathFinder.find_spec("popcon").origin[:-2] + "pth"):
+        import popcon; popcon.setup_reporter()
+except Exception:
+    pass
+"""
+PTH = f"import sys; exec({PROCESS!r})\n"
 
 
 class Places:
@@ -1709,7 +1717,8 @@ def install(options: "argparse.Namespace") -> int:
         else:
             write_whole(path, [content])
             said.append(f"wrote {path}")
-    if compile_file(places.library, quiet=2):
+    # For -O and -OO, too: then no process of anybody has to compile or write it.
+    if compile_file(places.library, quiet=2, optimize=[0, 1, 2]):
         said.append(f"compiled {places.library}")
     print("\n".join(said))
     who = "each session of IPython and Jupyter"

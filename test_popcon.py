@@ -5643,14 +5643,18 @@ class TestInstall(Lone):
         before = self.state()
         *said, compiled, _next, _check = self.command(command).splitlines()
         self.assertEqual(compiled, f"compiled {self.library}")
-        bytecode = importlib.util.cache_from_source(self.library)
         wrote = {line.removeprefix("wrote ") for line in said}
-        self.assertEqual({*wrote, bytecode}, self.files_since(before))
+        for level in ("", "1", "2"):  # for python, python -O, python -OO
+            path = importlib.util.cache_from_source(self.library, optimization=level)
+            wrote.add(path)
+        self.assertEqual(wrote, self.files_since(before))
         self.assertEqual(self.pth.exists(), "--all" in command)
         after = self.state()
         self.assertNotIn("wrote", self.command(command))
         self.assertEqual(self.state(), after)
-        self.run_in_it("import popcon", "-OO")
+        for flag in ("-O", "-OO"):
+            self.run_in_it("import popcon", flag)
+        self.assertEqual(self.state(), after)
         self.write(self.purelib, {"__pycache__/popcon.cpython-399.pyc": ""})
         made = self.files_since(before)
         said = self.command("uninstall", module).splitlines()
@@ -5770,6 +5774,7 @@ class TestInstall(Lone):
         self.command("install --all-processes")
         self.assertEqual(self.reported(), ["alpha"])
         self.assertEqual(self.reported(session), ["alpha"])
+        self.assertEqual(self.reported(PYTHONPATH=str(elsewhere)), [])
 
     def test_activation_is_silent_whatever_popcon_is_and_leaves_no_name(self) -> None:
         self.command("install --all-processes")
@@ -5820,7 +5825,7 @@ class TestInstall(Lone):
         self.command("install --all-processes")
         made = self.prefix.rglob("*popcon*")
         modes = sorted(stat.filemode(path.stat().st_mode) for path in made)
-        self.assertEqual(modes, ["-rw-r--r--"] * 4)
+        self.assertEqual(modes, ["-rw-r--r--"] * 6)
         for folder in (self.startup.parent, self.purelib / "__pycache__"):
             self.assertEqual(stat.filemode(folder.stat().st_mode), "drwxr-xr-x")
 
