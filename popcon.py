@@ -1675,8 +1675,9 @@ def uninstall(_: "argparse.Namespace") -> int:
 
 BUFFER = 4 << 20  # bytes; enough for a thousand processes that end at once
 LONGEST_NAME = 200  # letters, of a library with its namespace
+START = "process_start_time_seconds"
 ALIVE = "popcon_collect_last_alive_time_seconds"  # when collect lived last
-MOST_NAMES = 75_000
+MOST_NAMES = 80_000
 SAVE_AFTER = 9  # seconds between writes, if counts have changed
 ALIVE_AFTER = 60  # seconds between writes, if none has
 SHORT_GAP = 7200  # seconds without anybody who listens that do no harm
@@ -1686,10 +1687,11 @@ COUNT_LINE = (
     rb"(?m)^python_popcon\.(?:namespace\.([A-Za-z0-9_-]+)\.)?library_used"
     rb"\.([a-z0-9]+(?:-[a-z0-9]+)*):([0-9]{1,9})\|c(?:\|@([0-9]{0,9}\.?[0-9]{1,18}))?$"
 )
+# A line of the file, as CountFile.lines() writes it.
 FILE_LINE = (
-    rb"(process_start_time_seconds|" + ALIVE.encode() + rb"|"
-    rb'python_popcon_library_used\{library="[a-z0-9-]+"'
-    rb'(?:,namespace="[A-Za-z0-9_-]+")?\}) ([0-9]+(?:\.[0-9]+)?(?:e[+-][0-9]{2})?)\n'
+    rb'(?:python_popcon_library_used\{library="([a-z0-9-]+)"'
+    rb'(?:,namespace="([A-Za-z0-9_-]+)")?\}|([a-z_]+))'
+    rb" ([0-9]+(?:\.[0-9]+)?(?:e[+-][0-9]{2})?)\n"
 )
 
 
@@ -1806,19 +1808,23 @@ class CountFile:
         if not os.path.exists(self.path):
             return
         failure = OSError(f"{self.path} was not written by collect, or is damaged")
+        times = {}
         with open(self.path, "rb") as file:
             line = file.readline(1000)
             while line:
                 found = re.fullmatch(FILE_LINE, line)
                 if found is None:
                     raise failure
-                self.numbers[found[1]] = float(found[2])
+                library, namespace, name, number = found.groups()
+                if name:
+                    times[name.decode()] = float(number)
+                else:
+                    self.numbers[key_of(library, namespace)] = float(number)
                 line = file.readline(1000)
-        try:
-            self.since = self.numbers.pop(b"process_start_time_seconds")
-            self.alive = self.numbers.pop(ALIVE.encode())
-        except KeyError:
-            raise failure from None
+        if times.keys() != {START, ALIVE}:
+            raise failure
+        self.since = times[START]
+        self.alive = times[ALIVE]
 
     def add(self, datagram: bytes) -> None:
         """Add what a datagram counts; what is no line of popcon's is left out."""
@@ -1827,19 +1833,16 @@ class CountFile:
         for namespace, library, number, rate in re.findall(COUNT_LINE, datagram):
             if len(namespace) + len(library) > LONGEST_NAME:
                 continue
-            labels = b'library="' + library + b'"'
-            if namespace:
-                labels += b',namespace="' + namespace + b'"'
-            name = b"python_popcon_library_used{" + labels + b"}"
+            key = key_of(library, namespace)
             self.is_changed = True
-            if name not in self.numbers and len(self.numbers) >= MOST_NAMES:
+            if key not in self.numbers and len(self.numbers) >= MOST_NAMES:
                 self.since = time.time()  # what is not complete is no answer
                 if not self.is_full:
                     note(f"{MOST_NAMES:,} names are enough: new ones are left out")
                 self.is_full = True
                 continue
             share = float(rate or 1) or 1  # statsd_exporter takes 0 for 1, too
-            self.numbers[name] = self.numbers.get(name, 0) + int(number) / share
+            self.numbers[key] = self.numbers.get(key, 0) + int(number) / share
 
     def is_due(self) -> bool:
         """Tell whether the file is to be written."""
@@ -1866,10 +1869,23 @@ class CountFile:
         self.tried = time.monotonic()
 
     def lines(self) -> "Iterator[bytes]":
-        yield b"process_start_time_seconds %.3f\n" % self.since
-        yield b"%s %.3f\n" % (ALIVE.encode(), self.alive)
-        for name in sorted(self.numbers):
-            yield b"%s %.15g\n" % (name, self.numbers[name])
+        """Yield the lines of the file."""
+        yield f"{START} {self.since:.3f}\n".encode()
+        yield f"{ALIVE} {self.alive:.3f}\n".encode()
+        for key in sorted(self.numbers):
+            library, _, namespace = key.decode().partition(".")
+            labels = f'library="{library}"'
+            if namespace:
+                labels += f',namespace="{namespace}"'
+            line = f"python_popcon_library_used{{{labels}}} {self.numbers[key]:.15g}\n"
+            yield line.encode()
+
+
+def key_of(library: bytes, namespace: "bytes | None") -> bytes:
+    """Return what stands for a counter in memory, where a hundred thousand may be."""
+    if namespace:
+        return library + b"." + namespace
+    return library
 
 
 # ---- usage: what is used, and what can go -------------------------------------------
