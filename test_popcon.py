@@ -6324,7 +6324,7 @@ class UsageCase(Case):
             stack.enter_context(mock.patch.object(sys, "prefix", str(self.folder)))
             stack.enter_context(mock.patch.object(sys, "meta_path", [*sys.meta_path]))
             stack.enter_context(
-                mock.patch.object(popcon, "is_set_up", lambda: everyone)
+                mock.patch.object(popcon, "everyone_reports", lambda: everyone)
             )
             stack.enter_context(mock.patch.object(os, "isatty", lambda _: terminal))
             stack.enter_context(contextlib.redirect_stdout(out))
