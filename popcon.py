@@ -1151,6 +1151,9 @@ def report() -> "list[str]":
 
 
 # ---- the command line ---------------------------------------------------------------
+#
+# What follows runs only if somebody types a command. The commands come in the order in
+# which one needs them.
 
 # ---- selftest -----------------------------------------------------------------------
 
@@ -1226,10 +1229,7 @@ def check_processes(_: "argparse.Namespace") -> "Findings":
 
 
 def trial(*arguments: str) -> "tuple[bytes, str]":
-    """Run Python where the library SELFTEST is installed for a moment.
-
-    Return the datagram that the process sends, b"" if it sends none, and its stderr.
-    """
+    """Run Python beside a library SELFTEST. Return what it sends, and its stderr."""
     from pathlib import Path
     from socket import AF_INET, SOCK_DGRAM, socket
     from subprocess import DEVNULL, run
@@ -1286,12 +1286,9 @@ def check_settings(_: "argparse.Namespace") -> "Findings":
 
 
 def check_server(options: "argparse.Namespace") -> "Findings":
-    """Send an empty datagram to the server. It counts nothing.
-
-    With --prometheus or --metrics, check_chain() sends a real count instead.
-    """
-    sends_count = options.prometheus or options.metrics
-    if os.environ.get(HOST) and not sends_count and not opted_out():
+    """Send an empty datagram, which counts nothing, unless check_chain() sends one."""
+    is_chain_checked = options.prometheus or options.metrics
+    if os.environ.get(HOST) and not is_chain_checked and not opted_out():
         text = f"{send_and_listen(b'')}, does not refuse datagrams; "
         text += "whether it counts them, --prometheus or --metrics shows"
         yield "ok", "server", text
@@ -1378,10 +1375,9 @@ def selftest_counters(options: "argparse.Namespace") -> "dict[str, Samples]":
 
 
 def is_mapped(counter: str) -> bool:
-    """Tell whether a rule of the mapping matched a counter of selftest_counters().
+    """Tell whether a counter has the label library="popcon-selftest" from the mapping.
 
-    Then it has the label library="popcon-selftest". If none matched, it has the
-    unmapped_name(), in which there are no hyphens.
+    Otherwise it has the unmapped_name(), in which there are no hyphens.
     """
     return SELFTEST in counter
 
@@ -1392,10 +1388,7 @@ def unmapped_name() -> str:
 
 
 def patience_with(counters: "dict[str, Samples]") -> float:
-    """Return how many seconds to wait: three scrape intervals, at least 30 seconds.
-
-    If the interval is not known, wait three minutes.
-    """
+    """Return how many seconds to wait: three scrape intervals, or three minutes."""
     for counter, samples in counters.items():
         times = [when for when, _ in samples]
         gaps = [later - when for when, later in zip(times, times[1:])]
@@ -1475,12 +1468,9 @@ class Rehearsal(Reporter):
 
 
 def conclude_at_exit(explain: bool) -> None:
-    """Let this process print at its end what it would have sent.
-
-    DO_NOT_TRACK keeps the usual reporter from sending anything meanwhile.
-    """
+    """Let this process print at its end what it would have sent."""
     opt_out = os.environ.get("DO_NOT_TRACK", "0")
-    os.environ["DO_NOT_TRACK"] = "1"
+    os.environ["DO_NOT_TRACK"] = "1"  # so that the usual reporter sends nothing
     process = os.getpid()
     known = set(sys.modules)
     reporter = Rehearsal()
@@ -1527,7 +1517,7 @@ def explanation(new: "Mapping[str, object]", used: "set[str]") -> "Iterator[str]
 
 # ---- install, uninstall -------------------------------------------------------------
 
-# A file that begins with one of these is popcon's, of whatever version.
+# A file with one of these near its beginning is popcon's, of whatever version.
 MARK = "# popcon counts which installed libraries are used, and nothing about who uses "
 MARK += "them.\n"
 MARKS = (MARK, '"""popcon: which installed libraries do people really use')
@@ -1760,10 +1750,7 @@ def collect(options: "argparse.Namespace") -> int:
 
 
 def lock(path: str) -> None:
-    """Keep every other collect from this file until this process ends.
-
-    Raises OSError if another one has it.
-    """
+    """Lock a file against other collects until this process ends. Raises OSError."""
     beside = os.open(f"{path}.lock", os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         from fcntl import LOCK_EX, LOCK_NB, flock
@@ -1815,10 +1802,7 @@ class CountFile:
         self.is_full = False
 
     def load(self) -> None:
-        """Read the file, if there is one.
-
-        Raises OSError if collect has not written it.
-        """
+        """Read the file, if there is one. Raises OSError if collect did not write it."""
         import re
 
         if not os.path.exists(self.path):
@@ -1826,8 +1810,7 @@ class CountFile:
         failure = OSError(f"{self.path} was not written by collect, or is damaged")
         times = {}
         with open(self.path, "rb") as file:
-            line = file.readline(1000)
-            while line:
+            for line in file:
                 found = re.fullmatch(FILE_LINE, line)
                 if found is None:
                     raise failure
@@ -1836,7 +1819,6 @@ class CountFile:
                     times[name.decode()] = float(number)
                 else:
                     self.numbers[key_of(library, namespace)] = float(number)
-                line = file.readline(1000)
         if times.keys() != {START, ALIVE}:
             raise failure
         self.since = times[START]
@@ -1857,8 +1839,8 @@ class CountFile:
                     note(f"{MOST_NAMES:,} names are enough: new ones are left out")
                 self.is_full = True
                 continue
-            share = float(rate or 1) or 1  # as statsd_exporter, take 0 for 1
-            self.numbers[key] = self.numbers.get(key, 0) + int(number) / share
+            rate = float(rate or 1) or 1  # statsd_exporter takes 0 for 1, too
+            self.numbers[key] = self.numbers.get(key, 0) + int(number) / rate
 
     def is_due(self) -> bool:
         """Tell whether it is time to write the file."""
@@ -1905,10 +1887,7 @@ def key_of(library: bytes, namespace: "bytes | None") -> bytes:
 
 
 def harmless_gap(seconds: float) -> float:
-    """Return for how long nothing may have been counted, in a time of so many seconds.
-
-    Two hours, or 1 % of the time, do no harm.
-    """
+    """Return how long an outage in a time may be: two hours, or 1 % of the time."""
     return max(7200, seconds / 100)
 
 
@@ -1970,11 +1949,11 @@ def say_limits(libraries: "list[Library]", counts: "Counts") -> None:
             "popcon.report()"
         )
     absent = groups.count("absent")
-    here = len(groups) - absent
-    if absent > 5 and absent > 2 * (len(counts.processes) - absent):
+    used_here = len(counts.processes) - absent
+    if absent > 5 and absent > 2 * used_here:
         note(
             f"{absent} libraries were counted that are not installed in {sys.prefix}, "
-            f"which has {here}: is it the right environment?"
+            f"which has {len(groups) - absent}: is it the right environment?"
         )
 
 
@@ -2060,15 +2039,12 @@ class Counts:
         """Add to the number of processes that used a library."""
         name = normalized(library)
         if name and name != SELFTEST and number > 0:
-            number = min(number, 1e12)
+            number = min(number, 1e12)  # 1e999 would be infinite
             self.processes[name] = self.processes.get(name, 0) + number
 
 
 def counted(options: "argparse.Namespace") -> Counts:
-    """Return the counts from the server or file in the options.
-
-    Raises OSError or ValueError if there are none.
-    """
+    """Return the counts that the options ask for. Raises OSError or ValueError."""
     now = time.time()
     window = options.window
     if options.prometheus:
@@ -2077,6 +2053,7 @@ def counted(options: "argparse.Namespace") -> Counts:
         counts = exporter_counts(options, now)
     known = now - counts.since
     is_too_early = known < 0.99 * window.seconds
+    # A collect or an exporter that has just begun may have no counts yet.
     if not counts.processes and not (options.metrics and is_too_early):
         raise OSError(
             f"no count of {metric_name()} rose in {window.text}: do {PREFIX} and "
@@ -2093,10 +2070,7 @@ def counted(options: "argparse.Namespace") -> Counts:
 
 
 def metric_name() -> str:
-    """Return the counters' name: what README's mapping makes of the prefix.
-
-    Raises ValueError if the prefix is not valid.
-    """
+    """Return the name that README's mapping gives the counters. Raises ValueError."""
     import re
 
     prefix = re.sub(r"(^|\.)namespace\.[^.]+\.", ".", setting(PREFIX), count=1)
@@ -2147,11 +2121,12 @@ def metrics_in(text: str) -> "Iterator[tuple[str, dict[str, str], float]]":
     import re
 
     string = r'"((?:[^"\\\n]|\\.)*)"'
-    labels = rf'(?:{{((?:[^"}}\n]|{string})*)}})?'
-    number = r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?"
-    for found in re.finditer(rf"(?m)^(\w+){labels} +({number})(?!\S)", text):
-        pairs = re.findall(rf"(\w+)={string}", found[2] or "")
-        yield found[1], dict(pairs), float(found[4])
+    name = r"(?P<name>\w+)"
+    labels = rf'(?:{{(?P<labels>(?:[^"}}\n]|{string})*)}})?'
+    value = r"(?P<value>[-+]?\d+\.?\d*(?:e[-+]?\d+)?)"
+    for found in re.finditer(rf"(?m)^{name}{labels} +{value}(?!\S)", text):
+        pairs = re.findall(rf"(\w+)={string}", found["labels"] or "")
+        yield found["name"], dict(pairs), float(found["value"])
 
 
 class Target:
@@ -2368,10 +2343,7 @@ def target_labels(labels: "Labels") -> "Labels":
 
 
 def parted_by_start(samples: "Samples") -> "list[tuple[float, list[float]]]":
-    """Return the lives of an exporter: when each started, and when it was scraped.
-
-    samples: of its process_start_time_seconds
-    """
+    """Return the lives of an exporter: when each started, and when it was scraped."""
     lives: list[tuple[float, list[float]]] = []
     for when, start in samples:
         if lives:
@@ -2411,10 +2383,7 @@ def series_of(
 
 
 def series_in(data: "Any") -> "Iterator[tuple[Labels, Samples]]":
-    """Yield the series in an answer.
-
-    /query answers with labels and samples, /series with a list of labels alone.
-    """
+    """Yield the series in an answer. /series answers with a list of labels alone."""
     if isinstance(data, list):
         data = {"result": [{"metric": labels, "values": ()} for labels in data]}
     for series in data["result"]:
@@ -2481,10 +2450,7 @@ def told_error(text: str) -> str:
 
 
 def headers(options: "argparse.Namespace") -> "dict[str, str]":
-    """Return the HTTP headers of --header.
-
-    Raises OSError if they are wrong, whose message does not show them.
-    """
+    """Return the headers of --header. Raises OSError, which does not show them."""
     import re
 
     found: dict[str, str] = {}
@@ -2510,8 +2476,7 @@ HOSTS = """
 SCRIPTS = {"console_scripts", "gui_scripts"}
 # A process that calls one of these ends, or becomes another program, without a report.
 ENDS = b"execv execl os._exit os.abort raise_signal kill(os.getpid()".split()
-# The kinds of files that matter. A file is of the first kind that its path in RECORD
-# matches.
+# Kinds of files, told by their paths in RECORD. The first one that matches is taken.
 KINDS = r"""(?x)
     (?P<start> [^/]+ (?: \.pth | \.start | customize\.py ) $ )
   | (?P<server> .* \b etc/jupyter/jupyter_ )
@@ -2618,11 +2583,11 @@ class Environment:
     def required(
         self, names: "Iterable[str]"
     ) -> "tuple[dict[str, set[str]], dict[str, set[str]]]":
-        """Return what these names require, and what that requires, and so on.
+        """Find all that these names require, and what that requires, and so on.
 
-        The first dictionary tells of each library which others require it. The second
-        tells which others require it only for some extra that may be in use, as their
-        processes do not report.
+        Return two dictionaries. The first maps a library to those that require it. The
+        second maps a library to those that require it only for one of their extras, and
+        whose processes do not report, so that nobody knows whether the extra is in use.
         """
         needed: dict[str, set[str]] = {}
         optional: dict[str, set[str]] = {}
@@ -2638,6 +2603,7 @@ class Environment:
             for requirement in self.requirements.get(name, ()):
                 graph = needed
                 if requirement.only_for and extra not in requirement.only_for:
+                    # It is required only for other extras.
                     if extra != ANY_EXTRA or requirement.name == name:
                         continue
                     graph = optional
@@ -2737,7 +2703,7 @@ def is_stubs(library: Library, distribution: Distribution) -> bool:
     if "Classifier: Typing :: Stubs Only" in distribution.header():
         return True
     for name in library.top_levels:
-        if name.endswith("-stubs") and name[:-6] not in library.top_levels:
+        if name.endswith("-stubs") and name.removesuffix("-stubs") not in library.top_levels:
             return True
     return False
 
@@ -2755,6 +2721,7 @@ def may_end_unseen(library: Library) -> bool:
     elif not any(path.endswith("/__main__.py") for path in modules):
         return False
     for path in commands:
+        # Of a command that is not written in Python, nothing is known.
         if b"python" not in read(path).partition(b"\n")[0]:
             return True
     return any(map(may_end_process, commands + modules))
@@ -2784,8 +2751,7 @@ def words_of_settings() -> "set[str]":
 
 # -- who requires what
 
-# Stands for all extras of a library whose processes do not report: any of them may be
-# in use.
+# All extras of a library whose processes do not report: any of them may be in use.
 ANY_EXTRA = "*"
 
 
@@ -2802,6 +2768,7 @@ class Requirement:
         # The extras for which it is required; if there are none, it always is. To be
         # safe, all other conditions in the marker are taken to be true.
         self.only_for: set[str] = set()
+        # If one of the alternatives in a marker names no extra, it may always be true.
         extra = r"""\bextra\s*==\s*["']([\w.-]+)"""
         ways = [re.findall(extra, way) for way in re.split(r"\bor\b", marker)]
         if all(ways):
@@ -2896,10 +2863,10 @@ def status_of(library: Library) -> str:
 
 
 def bundle(environment: Environment, optional: "Iterable[str]") -> None:
-    """Find out which libraries came along with those that can go.
+    """Find out which libraries were brought by one that can go.
 
-    A library that can go has brought all that it requires, and that nobody asked for by
-    name. A person has to strike only those from the list that no other has brought.
+    They are those that it requires, and that nobody asked for by name. If they can go,
+    too, they need not be struck from a list, so they share its row of the table.
     """
     installed = environment.libraries
     gone = [library for library in installed.values() if library.status == "unused"]
@@ -2976,8 +2943,8 @@ def section(
     rows: dict[str, list[Library]] = {}
     for library in members:
         rows.setdefault(library.row, []).append(library)
-    order = sorted(rows.values(), key=lambda row: (row[0].processes or 0, total(row)))
-    order.reverse()
+    order = list(rows.values())
+    order.sort(key=lambda row: (row[0].processes or 0, total(row)), reverse=True)
     if options.all:
         limit = ALL
     most = order[0][0].processes or 1
