@@ -1152,8 +1152,7 @@ def report() -> "list[str]":
 
 # ---- the command line ---------------------------------------------------------------
 #
-# What follows runs only if somebody types a command. The commands come in the order in
-# which one needs them.
+# What follows runs only if somebody types a command.
 
 # ---- selftest -----------------------------------------------------------------------
 
@@ -1163,6 +1162,9 @@ if TYPE_CHECKING:
     Command = Callable[[argparse.Namespace], int]
     Findings = Iterator[tuple[str, str, str]]  # "ok" or another state, of what, why
     Check = Callable[[argparse.Namespace], Findings]
+    # Of a series in Prometheus:
+    Labels = frozenset[tuple[str, str]]  # names and values, also ("__name__", NAME)
+    Samples = list[tuple[float, float]]  # times in seconds since 1970, and values
 
 SELFTEST = "popcon-selftest"  # a library that does not exist; usage does not show it
 
@@ -1802,7 +1804,7 @@ class CountFile:
         self.is_full = False
 
     def load(self) -> None:
-        """Read the file, if there is one. Raises OSError if collect did not write it."""
+        """Read the file, if there is one. Raises OSError if it is not collect's."""
         import re
 
         if not os.path.exists(self.path):
@@ -1895,10 +1897,6 @@ def harmless_gap(seconds: float) -> float:
 #
 # First the counts, from Prometheus or from an exporter's own metrics; then the
 # libraries that are installed; who requires what; the verdict on each; the table.
-
-if TYPE_CHECKING:
-    Labels = frozenset[tuple[str, str]]  # names and values, also ("__name__", NAME)
-    Samples = list[tuple[float, float]]  # times in seconds since 1970, and values
 
 CAN_GO = {"unused", "rare"}
 # The workers of these do not report: they are killed, or end by os._exit().
@@ -2508,30 +2506,21 @@ REASONS_BY_KIND = {
 
 
 class Library:
-    """What is known of one library, be it installed or only counted."""
+    """A library that was counted, and the verdict on it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.version: str | None = None
-        self.files: dict[str, str | None] = {}  # their kinds, by full paths with "/"
-        self.top_levels: set[str] = set()  # names of its modules and packages
-        self.size: int | None = None  # bytes; None without a RECORD
-        self.requirements: list[Requirement] = []
-        self.groups: set[str] = set()  # of its entry points
-        self.reasons: list[str] = []  # why it may be in use though nobody imports it
-        self.installer = b""
+        self.size: int | None = None  # bytes; None if there is no RECORD
         self.was_asked_for = False  # by name, on a command line or in a list
+        self.reasons: list[str] = []  # why it may be in use though nobody imports it
         # judged() sets these:
         self.processes: int | None = 0  # that used it; None: fewer than --at-least
-        self.status = "absent"  # as README describes them
+        self.status = "absent"  # README lists what it may be
         self.group = "absent"  # its section of the table: the status, or "rare"
         self.required_by: list[str] = []  # libraries that stay
         self.brought_by: list[str] = []  # libraries that can go
         self.row = name  # its row of the table; several libraries may share one
-
-    def paths(self, kind: str) -> "list[str]":
-        """Return its files of this kind."""
-        return [path for path in self.files if self.files[path] == kind]
 
     def as_json(self) -> "dict[str, Any]":
         reason = ""
@@ -2550,115 +2539,41 @@ class Library:
         }
 
 
-class Environment:
-    """What is installed.
+class InstalledLibrary(Library):
+    """A library as a distribution's metadata describe it.
 
-    libraries: by their names
-    requirements: of each name, by all metadata with this name. Among these are source
-        trees, and copies that another folder on sys.path hides, which are no libraries.
+    files: their kinds, by full paths with "/"
+    top_levels: names of its modules and packages
+    groups: those of its entry points
     """
 
-    def __init__(self) -> None:
-        self.libraries: dict[str, Library] = {}
-        self.requirements: dict[str, list[Requirement]] = {}
-        owner: dict[str, str] = {}
-        for distribution in distributions():
-            library = library_of_metadata(distribution)
-            name = library.name
-            self.requirements.setdefault(name, []).extend(library.requirements)
-            is_source_tree = not distribution.folder.endswith(("-packages", ".egg"))
-            if library.size is None and is_source_tree:
-                continue
-            if name in self.libraries:  # an earlier folder hides this one
-                continue
-            self.libraries[name] = library
-            for path in library.paths("module") + library.paths("command"):
-                # If two libraries share a file, removing one would break the other.
-                other = owner.setdefault(path, name)
-                if other != name:
-                    self.requirements[name].append(Requirement(other))
-                    self.requirements[other].append(Requirement(name))
-        doubt_requests(self.libraries.values())
+    def __init__(self, distribution: Distribution) -> None:
+        import re
 
-    def required(
-        self, names: "Iterable[str]"
-    ) -> "tuple[dict[str, set[str]], dict[str, set[str]]]":
-        """Find all that these names require, and what that requires, and so on.
+        folder = distribution.folder
+        info = distribution.info
+        stem, _, rest = info.rpartition(".")[0].partition("-")
+        super().__init__(distribution.name() or normalized(stem) or readable(info, 60))
+        self.distribution = distribution
+        self.version = rest.partition("-")[0]
+        paths = listed_paths(decoded(distribution.read("RECORD"))) - {""}
+        self.files: dict[str, str | None] = {}
+        for path in paths:
+            kind = re.match(KINDS, path)
+            full = os.path.normpath(os.path.join(folder, path)).replace(os.sep, "/")
+            self.files[full] = kind and kind.lastgroup
+        if paths:
+            self.size = sum(map(size_of_file, self.files))
+        self.top_levels = top_levels(paths)
+        self.requirements = requirements(distribution)
+        entry_points = decoded(distribution.read("entry_points.txt"))
+        self.groups = set(re.findall(r"(?m)^[ \t]*\[[ \t]*([^]\s]+)", entry_points))
+        self.was_asked_for = os.path.exists(os.path.join(folder, info, "REQUESTED"))
+        self.reasons = list(reasons_of(self))
 
-        Return two dictionaries. The first maps a library to those that require it. The
-        second maps a library to those that require it only for one of their extras, and
-        whose processes do not report, so that nobody knows whether the extra is in use.
-        """
-        needed: dict[str, set[str]] = {}
-        optional: dict[str, set[str]] = {}
-        queue = []
-        for name in names:
-            queue.append((name, ""))
-            library = self.libraries.get(name)
-            if library is not None and not SILENT.isdisjoint(library.reasons):
-                queue.append((name, ANY_EXTRA))
-        seen = set(queue)
-        while queue:
-            name, extra = queue.pop()
-            for requirement in self.requirements.get(name, ()):
-                graph = needed
-                if requirement.only_for and extra not in requirement.only_for:
-                    # It is required only for other extras.
-                    if extra != ANY_EXTRA or requirement.name == name:
-                        continue
-                    graph = optional
-                if requirement.name != name:
-                    graph.setdefault(requirement.name, set()).add(name)
-                asked = {(requirement.name, one) for one in requirement.extras}
-                queue += asked - seen
-                seen |= asked
-        return needed, optional
-
-
-def doubt_requests(libraries: "Iterable[Library]") -> None:
-    """Ignore REQUESTED if an installer other than pip, such as uv, always writes it."""
-    others = [library for library in libraries if library.installer != b"pip"]
-    if all(library.was_asked_for for library in others):
-        for library in others:
-            library.was_asked_for = False
-
-
-def distributions() -> "Iterator[Distribution]":
-    """Yield all distributions, in the order of sys.path."""
-    for folder in dict.fromkeys(map(os.path.realpath, sys.path)):
-        try:
-            names = sorted(os.listdir(folder))
-        except OSError:
-            continue
-        for name in names:
-            if name.endswith(METADATA_SUFFIXES):
-                yield Distribution(folder, name)
-
-
-def library_of_metadata(distribution: Distribution) -> Library:
-    """Return the library that a distribution's metadata describe."""
-    import re
-
-    info, folder = distribution.info, distribution.folder
-    stem, _, rest = info.rpartition(".")[0].partition("-")
-    name = distribution.name() or normalized(stem)
-    library = Library(name or readable(info, 60))
-    library.version = rest.partition("-")[0]
-    paths = listed_paths(decoded(distribution.read("RECORD"))) - {""}
-    for path in paths:
-        kind = re.match(KINDS, path)
-        full = os.path.normpath(os.path.join(folder, path)).replace(os.sep, "/")
-        library.files[full] = kind and kind.lastgroup
-    if paths:
-        library.size = sum(map(size_of_file, library.files))
-    library.top_levels = top_levels(paths)
-    library.requirements = requirements(distribution)
-    entry_points = decoded(distribution.read("entry_points.txt"))
-    library.groups = set(re.findall(r"(?m)^[ \t]*\[[ \t]*([^]\s]+)", entry_points))
-    library.installer = distribution.read("INSTALLER").strip()
-    library.was_asked_for = os.path.exists(os.path.join(folder, info, "REQUESTED"))
-    library.reasons = list(reasons_of(library, distribution))
-    return library
+    def paths(self, kind: str) -> "list[str]":
+        """Return its files of this kind."""
+        return [path for path in self.files if self.files[path] == kind]
 
 
 def size_of_file(path: str) -> int:
@@ -2668,7 +2583,7 @@ def size_of_file(path: str) -> int:
         return 0
 
 
-def reasons_of(library: Library, distribution: Distribution) -> "Iterator[str]":
+def reasons_of(library: InstalledLibrary) -> "Iterator[str]":
     """Yield why a library may be in use though nobody imports it.
 
     Only the first reason is shown.
@@ -2676,7 +2591,7 @@ def reasons_of(library: Library, distribution: Distribution) -> "Iterator[str]":
     kinds = set(library.files.values())
     if library.name in HOSTS.split():
         yield IS_HOST
-    if not distribution.name():
+    if not library.distribution.name():
         yield "editable, or has no name"
     if not kinds:
         yield "has no RECORD of its files"
@@ -2685,7 +2600,7 @@ def reasons_of(library: Library, distribution: Distribution) -> "Iterator[str]":
             yield reason
     if "module" not in kinds:
         yield "nothing to import"
-    if is_stubs(library, distribution):
+    if is_stubs(library):
         yield "holds type stubs"
     for requirement in library.requirements:
         if requirement.name == "ipykernel" and not requirement.only_for:
@@ -2698,17 +2613,17 @@ def reasons_of(library: Library, distribution: Distribution) -> "Iterator[str]":
         yield IS_COMMAND
 
 
-def is_stubs(library: Library, distribution: Distribution) -> bool:
+def is_stubs(library: InstalledLibrary) -> bool:
     """Tell whether a library holds type stubs for another one (PEP 561)."""
-    if "Classifier: Typing :: Stubs Only" in distribution.header():
+    if "Classifier: Typing :: Stubs Only" in library.distribution.header():
         return True
     for name in library.top_levels:
-        if name.endswith("-stubs") and name.removesuffix("-stubs") not in library.top_levels:
+        if name.endswith("-stubs") and name[:-6] not in library.top_levels:
             return True
     return False
 
 
-def may_end_unseen(library: Library) -> bool:
+def may_end_unseen(library: InstalledLibrary) -> bool:
     """Tell whether it is a program whose processes may end without a report."""
     commands = library.paths("command")
     modules = library.paths("module")
@@ -2792,6 +2707,94 @@ def requirements(distribution: Distribution) -> "list[Requirement]":
     return list(map(Requirement, lines))
 
 
+class Environment:
+    """What is installed.
+
+    libraries: by their names
+    requirements: of each name, by all metadata with this name. Among these are source
+        trees, and copies that another folder on sys.path hides, which are no libraries.
+    """
+
+    def __init__(self) -> None:
+        self.libraries: dict[str, InstalledLibrary] = {}
+        self.requirements: dict[str, list[Requirement]] = {}
+        owner: dict[str, str] = {}
+        for distribution in distributions():
+            library = InstalledLibrary(distribution)
+            name = library.name
+            self.requirements.setdefault(name, []).extend(library.requirements)
+            is_source_tree = not distribution.folder.endswith(("-packages", ".egg"))
+            if library.size is None and is_source_tree:
+                continue
+            if name in self.libraries:  # an earlier folder hides this one
+                continue
+            self.libraries[name] = library
+            for path in library.paths("module") + library.paths("command"):
+                # If two libraries share a file, removing one would break the other.
+                other = owner.setdefault(path, name)
+                if other != name:
+                    self.requirements[name].append(Requirement(other))
+                    self.requirements[other].append(Requirement(name))
+        doubt_requests(self.libraries.values())
+
+    def required(
+        self, names: "Iterable[str]"
+    ) -> "tuple[dict[str, set[str]], dict[str, set[str]]]":
+        """Find all that these names require, and what that requires, and so on.
+
+        Return two dictionaries. The first maps a library to those that require it. The
+        second maps a library to those that require it only for one of their extras, and
+        whose processes do not report, so that nobody knows whether the extra is in use.
+        """
+        needed: dict[str, set[str]] = {}
+        optional: dict[str, set[str]] = {}
+        queue = []
+        for name in names:
+            queue.append((name, ""))
+            library = self.libraries.get(name)
+            if library is not None and not SILENT.isdisjoint(library.reasons):
+                queue.append((name, ANY_EXTRA))
+        seen = set(queue)
+        while queue:
+            name, extra = queue.pop()
+            for requirement in self.requirements.get(name, ()):
+                graph = needed
+                if requirement.only_for and extra not in requirement.only_for:
+                    # It is required only for other extras.
+                    if extra != ANY_EXTRA or requirement.name == name:
+                        continue
+                    graph = optional
+                if requirement.name != name:
+                    graph.setdefault(requirement.name, set()).add(name)
+                asked = {(requirement.name, one) for one in requirement.extras}
+                queue += asked - seen
+                seen |= asked
+        return needed, optional
+
+
+def doubt_requests(libraries: "Iterable[InstalledLibrary]") -> None:
+    """Ignore REQUESTED if an installer other than pip, such as uv, always writes it."""
+    others = []
+    for library in libraries:
+        if library.distribution.read("INSTALLER").strip() != b"pip":
+            others.append(library)
+    if all(library.was_asked_for for library in others):
+        for library in others:
+            library.was_asked_for = False
+
+
+def distributions() -> "Iterator[Distribution]":
+    """Yield all distributions, in the order of sys.path."""
+    for folder in dict.fromkeys(map(os.path.realpath, sys.path)):
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError:
+            continue
+        for name in names:
+            if name.endswith(METADATA_SUFFIXES):
+                yield Distribution(folder, name)
+
+
 # -- the verdict
 
 
@@ -2803,7 +2806,7 @@ def judged(counts: Counts, options: "argparse.Namespace") -> "list[Library]":
     # What cannot be judged stays, and so do source trees, which are not in installed.
     staying = {name for name in installed if installed[name].reasons}
     staying |= environment.requirements.keys() - installed.keys()
-    libraries = dict(installed)
+    libraries: dict[str, Library] = dict(installed)
     used_often = set()
     for name, number in counts.processes.items():
         library = libraries.setdefault(name, Library(name))
@@ -2829,7 +2832,9 @@ def judged(counts: Counts, options: "argparse.Namespace") -> "list[Library]":
     return sorted(libraries.values(), key=lambda library: library.name)
 
 
-def add_reasons(installed: "dict[str, Library]", doubt: str, keep: "list[str]") -> None:
+def add_reasons(
+    installed: "dict[str, InstalledLibrary]", doubt: str, keep: "list[str]"
+) -> None:
     """Add reasons that are not in the libraries' own metadata."""
     from fnmatch import filter as matching
     from re import sub
