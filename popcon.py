@@ -2245,7 +2245,8 @@ class Prometheus:
         where = f"{self.counters},library=~{pattern}"
         for life in target.lives:
             begin, end = life.scrapes[0], life.scrapes[-1]
-            # Counters that were there until the end, of all exporters of that time.
+            # Counters that were there until the end. values() does not tell exporters
+            # apart that run side by side, so take the counters of all of these.
             last: set[Labels] = set()
             for other in target.lives:
                 if other.scrapes[0] <= end and begin <= other.scrapes[-1]:
@@ -2268,7 +2269,7 @@ class Prometheus:
     def values(
         self, life: Life, counters: str, begin: float, end: float, function: str
     ) -> "dict[Labels, float]":
-        """Return what a function of PromQL makes of each of an exporter's counters."""
+        """Return what a function of PromQL makes of each counter at a life's target."""
         target = life.target
         where = selector(target.labels, counters)
         found: dict[Labels, float] = {}

@@ -31,6 +31,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import tracemalloc
 import types
 import unittest
 import urllib.parse
@@ -5855,6 +5856,24 @@ class TestCollect(Lone):
         self.assertEqual(
             said.getvalue(), "popcon: 2 names are enough: new ones are left out\n"
         )
+
+    def test_the_longest_names_take_little_memory(self) -> None:
+        number = 10_000
+
+        def add_all() -> None:
+            for one in range(number):
+                space = f"n{one:099}"
+                self.add(f"python_popcon.namespace.{space}.library_used.{'x' * 100}:1|c")
+            self.counts.save()
+
+        for step in (add_all, popcon.CountFile(str(self.file)).load):
+            tracemalloc.start()
+            step()
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            # All in all it is to be below 50 MB. Python and the source need 23 MB.
+            self.assertLess(peak / number * popcon.MOST_NAMES, 25e6)
+        self.assertEqual(len(self.counts.numbers), number)
 
     def since_after(self, life: float, gap: float) -> float:
         """Return by how much since when moves where nobody listened for so long."""
