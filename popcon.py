@@ -2519,8 +2519,8 @@ class Library:
         self.processes: int | None = 0  # that used it; None: fewer than --at-least
         self.status = "absent"  # README lists what it may be
         self.group = "absent"  # its section of the table: the status, or "rare"
-        self.required_by: list[str] = []  # libraries that stay
-        self.brought_by: list[str] = []  # libraries that can go
+        self.required_by: list[str] = []  # libraries that stay, and require it
+        self.brought_by: list[str] = []  # libraries that can go, and require it
         self.row = name  # its row of the table; several libraries may share one
 
     def as_json(self) -> "dict[str, Any]":
@@ -2712,8 +2712,8 @@ class Environment:
     """What is installed.
 
     libraries: by their names
-    requirements: of each name, by all metadata with this name. Among these are source
-        trees, and copies that another folder on sys.path hides, which are no libraries.
+    requirements: what each name requires, by all metadata with that name, also those of
+        source trees, and of copies that an earlier folder on sys.path hides
     """
 
     def __init__(self) -> None:
@@ -2875,14 +2875,16 @@ def bundle(environment: Environment, optional: "Iterable[str]") -> None:
     too, they need not be struck from a list, so they share its row of the table.
     """
     installed = environment.libraries
-    gone = [library for library in installed.values() if library.status == "unused"]
+    unused = [library for library in installed.values() if library.status == "unused"]
     brings = {}
-    for library in gone:
+    for library in unused:
         needed, _ = environment.required([library.name])
         brings[library.name] = needed.keys() & installed.keys() - {library.name}
     # Of two that require each other, the first one here has brought the other.
-    gone.sort(key=lambda one: (-len(brings[one.name]), not one.was_asked_for, one.name))
-    for library in gone:
+    unused.sort(
+        key=lambda one: (-len(brings[one.name]), not one.was_asked_for, one.name)
+    )
+    for library in unused:
         if library.brought_by:
             continue
         for name in brings[library.name]:
@@ -2991,15 +2993,15 @@ def remark(row: "list[Library]", options: "argparse.Namespace", room: int) -> st
 
 def conclusion(here: "list[Library]", doubt: str, since: str) -> "list[str]":
     """Return sentences: what can go, how that is known, and what else goes along."""
-    gone = [library for library in here if library.status == "unused"]
+    unused = [library for library in here if library.status == "unused"]
     all_here = some(len(here), "library", "libraries")
-    if not gone:
+    if not unused:
         return [doubt or f"None of {all_here} can go."]
-    to_strike = [library for library in gone if not library.brought_by]
+    to_strike = [library for library in unused if not library.brought_by]
     names = some(len(to_strike), "name", "names")
     who = "process" if everyone_reports() else "session"
     sentences = [
-        f"{len(gone)} of {all_here} can go, {size_of(gone)} of {size_of(here)}: "
+        f"{len(unused)} of {all_here} can go, {size_of(unused)} of {size_of(here)}: "
         f"strike {names} from your list of requirements.",
         f"No {who} that reported has imported them since {since}, "
         "and nothing that stays needs them.",
