@@ -1233,12 +1233,8 @@ def report() -> "list[str]":
 
 
 # ---- the command line ---------------------------------------------------------------
-
-
-def is_set_up() -> bool:
-    """Tell whether setup_reporter() was called in this process, by whichever copy."""
-    return _reporter.is_set_up
-
+#
+# What follows runs only if somebody types a command.
 
 # ---- selftest -----------------------------------------------------------------------
 
@@ -1246,24 +1242,21 @@ if TYPE_CHECKING:
     import socket
 
     Command = Callable[[argparse.Namespace], int]
-    Findings = Iterator[tuple[str, str, str]]  # how it is, of what, and in words
+    Findings = Iterator[tuple[str, str, str]]  # "ok" or another state, of what, why
     Check = Callable[[argparse.Namespace], Findings]
+    # Of a series in Prometheus:
+    Labels = frozenset[tuple[str, str]]  # names and values, also ("__name__", NAME)
+    Samples = list[tuple[float, float]]  # times in seconds since 1970, and values
 
-SELFTEST = "popcon-selftest"  # a library that is made up; usage does not show it
-
-
-def add_selftest_options(parser: "argparse.ArgumentParser") -> None:
-    server = parser.add_mutually_exclusive_group()
-    text = "Send one count, and wait for it there: three scrapes, or three minutes."
-    server.add_argument("--prometheus", default="", metavar="URL", help=text)
-    text = "Do the same with the file of collect, or an exporter's metrics."
-    server.add_argument("--metrics", default="", metavar="FILE_OR_URL", help=text)
-    text = "Send 'Name: value', or such lines in @FILE, to a guarded server."
-    parser.add_argument("--header", action="append", default=[], help=text)
+SELFTEST = "popcon-selftest"  # a library that does not exist; usage does not show it
 
 
 def selftest(options: "argparse.Namespace") -> int:
-    """Show whether reporting works here, and what is in force."""
+    """Show whether reporting works here, and which settings are in force.
+
+    With --prometheus or --metrics, also send one count, and wait until it arrives
+    there: for three scrapes, or three minutes.
+    """
     status = 0
     checks = (check_files, check_processes, check_settings, check_server, check_chain)
     for check in checks:
@@ -1275,7 +1268,7 @@ def selftest(options: "argparse.Namespace") -> int:
 
 
 def findings(check: "Check", options: "argparse.Namespace") -> "Findings":
-    """Yield what a check finds. If it fails, that is an error."""
+    """Yield what a check finds. If the check itself fails, that is an error, too."""
     try:
         yield from check(options)
     except Exception as error:
@@ -1283,7 +1276,7 @@ def findings(check: "Check", options: "argparse.Namespace") -> "Findings":
 
 
 def check_files(_: "argparse.Namespace") -> "Findings":
-    """Look for popcon.py where start-up finds it, and for its bytecode."""
+    """Tell whether popcon.py lies where Python imports it from, with its bytecode."""
     from compileall import compile_file
 
     yield "ok", "popcon", f"{__version__}, {__file__}"
@@ -1298,7 +1291,7 @@ def check_files(_: "argparse.Namespace") -> "Findings":
 
 
 def check_processes(_: "argparse.Namespace") -> "Findings":
-    """Let processes import a library: which of them report it?"""
+    """Start processes that import a library, and tell which of them report it."""
     set_up = "import runpy, sys; runpy.run_path(sys.argv[1])['setup_reporter'](); "
     use = "import popcon_selftest"
     sent, said = trial("-c", set_up + use, __file__)
@@ -1320,7 +1313,7 @@ def check_processes(_: "argparse.Namespace") -> "Findings":
 
 
 def trial(*arguments: str) -> "tuple[bytes, str]":
-    """Run Python beside a throw-away library; return what it sends, and its stderr."""
+    """Run Python beside a library SELFTEST. Return what it sends, and its stderr."""
     from pathlib import Path
     from socket import AF_INET, SOCK_DGRAM, socket
     from subprocess import DEVNULL, run
@@ -1345,12 +1338,12 @@ def trial(*arguments: str) -> "tuple[bytes, str]":
             capture_output=True,
             timeout=60,
         )
-        server.sendto(b"", server.getsockname())  # so that something comes in any case
+        server.sendto(b"", server.getsockname())  # so that recv() returns
         return server.recv(65536), ended.stderr.decode(errors="replace")
 
 
 def check_settings(_: "argparse.Namespace") -> "Findings":
-    """Tell what is in force, or what would be right instead. Warn of misspelt names."""
+    """Tell which settings are in force. Warn of variables whose names are misspelt."""
     import re
 
     for name in SETTINGS:
@@ -1378,16 +1371,16 @@ def check_settings(_: "argparse.Namespace") -> "Findings":
 
 
 def check_server(options: "argparse.Namespace") -> "Findings":
-    """Send an empty datagram, which counts nothing, unless a real count is sent."""
-    is_asked_elsewhere = options.prometheus or options.metrics or opted_out()
-    if os.environ.get(HOST) and not is_asked_elsewhere:
+    """Send an empty datagram, which counts nothing, unless check_chain() sends one."""
+    is_chain_checked = options.prometheus or options.metrics
+    if os.environ.get(HOST) and not is_chain_checked and not opted_out():
         text = f"{send_and_listen(b'')}, does not refuse datagrams; "
         text += "whether it counts them, --prometheus or --metrics shows"
         yield "ok", "server", text
 
 
 def send_and_listen(data: bytes) -> str:
-    """Send a datagram to the server that is set, and return where that is.
+    """Send a datagram to the server in the settings, and return its host and port.
 
     Raises ValueError if a setting is wrong, OSError if the datagram is refused.
     """
@@ -1402,18 +1395,18 @@ def send_and_listen(data: bytes) -> str:
         family, kind, _, _, address = look_up(host, port)[0]
         with socket(family, kind) as udp:
             udp.settimeout(0.5)  # seconds
-            udp.connect(address)  # only so is a refusal heard of
+            udp.connect(address)  # so that recv() raises an error if nobody listens
             udp.send(data)
             udp.recv(1)
     except TimeoutError:
-        pass  # as it should be: no answer
+        pass  # a statsd server does not answer
     except OSError as error:
         raise OSError(f"nobody listens at {place}: {error}") from None
     return place
 
 
 def check_chain(options: "argparse.Namespace") -> "Findings":
-    """Send one count by the settings in force, and wait for it at the other end."""
+    """Send one count, and wait until Prometheus, an exporter or collect has it."""
     server = options.prometheus or options.metrics
     if not server:
         return
@@ -1436,12 +1429,12 @@ def check_chain(options: "argparse.Namespace") -> "Findings":
             break
         time.sleep(1)
     arrive = f"do datagrams arrive at {place}?"
-    if any(map(has_label, risen)):
+    if any(map(is_mapped, risen)):
         yield "ok", "chain", f"one count arrived at {server}"
     elif risen:
         text = f"one count arrived as {unmapped_name()}"
         yield "error", "chain", f"{text}: the mapping does not know the prefix"
-    elif any(map(has_label, now)):
+    elif any(map(is_mapped, now)):
         text = f"{server} knows the counter, but it did not rise"
         yield "error", "chain", f"{text}: {arrive}"
     else:
@@ -1450,7 +1443,7 @@ def check_chain(options: "argparse.Namespace") -> "Findings":
 
 
 def selftest_counters(options: "argparse.Namespace") -> "dict[str, Samples]":
-    """Return the samples of the counters that count popcon-selftest. Raises OSError."""
+    """Return the samples of each counter that counts SELFTEST. Raises OSError."""
     now = time.time()
     counters: dict[str, Samples] = {}
     if options.metrics:
@@ -1458,7 +1451,6 @@ def selftest_counters(options: "argparse.Namespace") -> "dict[str, Samples]":
             if name == unmapped_name() or labels.get("library") == SELFTEST:
                 counters[f"{name} {labels}"] = [(now, value)]
         return counters
-    # The right counter is asked for last: a scrape may come between the questions.
     for where in (f'__name__="{unmapped_name()}"', f'library="{SELFTEST}"'):
         query = {"query": f"{{{where}}}[3h]", "time": now}
         for series, samples in series_of(options, "query", query).items():
@@ -1467,22 +1459,25 @@ def selftest_counters(options: "argparse.Namespace") -> "dict[str, Samples]":
     return counters
 
 
-def has_label(counter: str) -> bool:
-    """Tell whether a mapping made a label of the library: else it is in the name."""
+def is_mapped(counter: str) -> bool:
+    """Tell whether a counter has the label library="popcon-selftest" from the mapping.
+
+    Otherwise it has the unmapped_name(), in which there are no hyphens.
+    """
     return SELFTEST in counter
 
 
 def unmapped_name() -> str:
-    """Return the name that statsd_exporter makes of a counter that no rule matches."""
+    """Return the name that statsd_exporter gives a counter that no rule matches."""
     return f"{setting(PREFIX)}.{SELFTEST}".replace(".", "_").replace("-", "_")
 
 
 def patience_with(counters: "dict[str, Samples]") -> float:
-    """Return the seconds to wait: three scrape intervals, if they are known."""
+    """Return how many seconds to wait: three scrape intervals, or three minutes."""
     for counter, samples in counters.items():
         times = [when for when, _ in samples]
         gaps = [later - when for when, later in zip(times, times[1:])]
-        if gaps and has_label(counter):
+        if gaps and is_mapped(counter):
             return max(30, 3 * min(gaps))
     return 180
 
@@ -1495,14 +1490,14 @@ def add_run_options(parser: "argparse.ArgumentParser") -> None:
 
     program = "(SCRIPT | -m MODULE | -c CODE) [ARGUMENTS ...]"
     parser.usage = f"python -m popcon run [--explain] {program}"
-    text = "Say of each module whose it is, or why it does not count."
+    text = "Print whose each module is, or why it does not count."
     parser.add_argument("--explain", action="store_true", help=text)
-    for name in ("-m", "-c", "script"):  # and all that follows is the program's
+    for name in ("-m", "-c", "script"):  # each takes all the arguments that follow
         parser.add_argument(name, nargs=REMAINDER, help=SUPPRESS)
 
 
 def run(options: "argparse.Namespace") -> "NoReturn":
-    """Run a program, and say at its end what it would send. Nothing is sent."""
+    """Run a program, and print at its end what it would send. Nothing is sent."""
     import runpy
 
     program = options.m or options.c or options.script
@@ -1521,7 +1516,7 @@ def run(options: "argparse.Namespace") -> "NoReturn":
         folder = ""
         code = compiled(what, "<string>")
     sys.argv = program
-    del sys.path[: len(STANDARD_FOLDERS)]  # which main() has put there
+    del sys.path[: len(STANDARD_FOLDERS)]  # main() has inserted them
     if not getattr(sys.flags, "safe_path", sys.flags.isolated):
         sys.path[0] = folder
     sys.modules["__main__"] = main_module
@@ -1533,14 +1528,14 @@ def run(options: "argparse.Namespace") -> "NoReturn":
             exec(code, vars(main_module))
     except Exception as error:
         trace: Any = error.__traceback__
-        trace = trace.tb_next  # without the frame of this function
+        trace = trace.tb_next  # leave out the frame of this function
         sys.excepthook(type(error), error.with_traceback(trace), trace)
         sys.exit(1)
     sys.exit()
 
 
 def compiled(source: "str | bytes", file: str) -> "Any":
-    """Compile a program. Raises OSError if it is not in Python."""
+    """Compile a program. Raises OSError if it is not written in Python."""
     if file.endswith(".ipynb"):
         raise OSError(f"{file}: run what `jupyter nbconvert --to script` makes of it")
     try:
@@ -1550,7 +1545,7 @@ def compiled(source: "str | bytes", file: str) -> "Any":
 
 
 class Rehearsal(Reporter):
-    """A reporter that says what it would send."""
+    """A reporter that prints on stderr what it would send."""
 
     def send_lines(self, lines: "Mapping[bytes, str]", host: str, port: int) -> None:
         for line in lines:
@@ -1558,20 +1553,21 @@ class Rehearsal(Reporter):
 
 
 def conclude_at_exit(explain: bool) -> None:
-    """Let this process say at its end what it would have sent; nothing sends it."""
+    """Let this process print at its end what it would have sent."""
     opt_out = os.environ.get("DO_NOT_TRACK", "0")
-    os.environ["DO_NOT_TRACK"] = "1"
+    os.environ["DO_NOT_TRACK"] = "1"  # so that the usual reporter sends nothing
     process = os.getpid()
     known = set(sys.modules)
     reporter = Rehearsal()
     reporter.baseline = executed_files(dict(sys.modules)) | {__file__}
-    reporter.draw = 0.0  # so that it is in every sample
+    reporter.draw = 0.0  # whatever the sample rate, it is in the sample
 
     def conclude() -> None:
         if sys.stderr is None or os.getpid() != process:
             return
         os.environ["DO_NOT_TRACK"] = opt_out
-        os.environ[HOST] = os.environ.get(HOST) or "localhost"  # which gets nothing
+        # send_new() wants a host, but Rehearsal sends nothing to it.
+        os.environ[HOST] = os.environ.get(HOST) or "localhost"
         try:
             if explain:
                 reporter.update()
@@ -1583,7 +1579,8 @@ def conclude_at_exit(explain: bool) -> None:
             note(f"nothing would be sent: {error}")
         os.environ["DO_NOT_TRACK"] = "1"
 
-    atexit.register(conclude)  # before the program registers any: so it runs last
+    # It runs last, as the program registers its own functions later.
+    atexit.register(conclude)
 
 
 def explanation(new: "Mapping[str, object]", used: "set[str]") -> "Iterator[str]":
@@ -1605,14 +1602,14 @@ def explanation(new: "Mapping[str, object]", used: "set[str]") -> "Iterator[str]
 
 # ---- install, uninstall -------------------------------------------------------------
 
-# By these words each of the files is known to be popcon's, of whatever version.
+# A file with one of these near its beginning is popcon's, of whatever version.
 MARK = "# popcon counts which installed libraries are used, and nothing about who uses "
 MARK += "them.\n"
 MARKS = (MARK, '"""popcon: which installed libraries do people really use')
 
-# What IPython runs at the start of each session. Only popcon.py in site-packages is
-# meant, not a person's own beside a notebook. Nobody is to notice if it is gone or half
-# copied, or if another Python reads this; no name is left behind.
+# What IPython runs at the start of each session. It imports only the popcon.py in
+# site-packages, not a person's own beside a notebook. It is silent if popcon.py is
+# missing or incomplete, or if an older Python runs it. It leaves no name behind.
 SESSION = f"""\
 {MARK}def _popcon():
     import importlib.util, os, site
@@ -1657,7 +1654,8 @@ class Places:
         self.library = os.path.join(site_packages, "popcon.py")
         spec = PathFinder.find_spec("popcon", [site_packages])
         if spec is not None and spec.origin is not None:
-            self.library = spec.origin  # a package of somebody's own would hide ours
+            # If somebody has a package popcon there, it would hide our file.
+            self.library = spec.origin
         folder = os.path.join(sys.prefix, "etc", "ipython", "startup")
         self.session = os.path.join(folder, "000-popcon.py")
         self.process = os.path.join(site_packages, "popcon.pth")
@@ -1668,7 +1666,7 @@ class Places:
 
 
 def foreign(path: str) -> str:
-    """Return why a file is not from install, "" if it is from any version of it."""
+    """Return why a file is not one that install wrote, "" if it is, in any version."""
     start = text_of(path)[:200]
     if not any(mark in start for mark in MARKS):
         return "it is not popcon's"
@@ -1678,13 +1676,13 @@ def foreign(path: str) -> str:
 
 
 def write_whole(path: str, pieces: "Iterable[bytes]") -> None:
-    """Write a file that appears whole, or not at all. Raises OSError."""
+    """Write a file so that readers see it whole, or not at all. Raises OSError."""
     unfinished = f"{path}.{os.getpid()}.unfinished"
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         if os.path.lexists(unfinished):
-            os.remove(unfinished)  # of one that was killed, or of somebody else
-        with open(unfinished, "xb") as file:  # never through a link
+            os.remove(unfinished)  # a killed process left it, or it is somebody's link
+        with open(unfinished, "xb") as file:  # "x" follows no link
             file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
@@ -1709,8 +1707,8 @@ def install(options: "argparse.Namespace") -> int:
             reason = foreign(path)
             if reason:
                 raise OSError(f"{path} is in the way: {reason}; nothing was changed")
-    os.umask(0o022)  # who uses the environment is to read it
-    said = []  # and printed when all is done, as stdout may be full
+    os.umask(0o022)  # so that everybody who uses the environment can read the files
+    said = []  # printed when all is done, as printing may fail
     for path, content in files.items():
         if read(path) == content:
             said.append(f"found {path}")
@@ -1739,9 +1737,9 @@ def uninstall(_: "argparse.Namespace") -> int:
 
     places = Places()
     ours = []
-    said = []  # and printed when all is done, as stdout may be full
+    said = []  # printed when all is done, as printing may fail
     for path in (places.session, places.process, places.library):
-        ours += glob(f"{escape(path)}.*.unfinished")  # of an install that was killed
+        ours += glob(f"{escape(path)}.*.unfinished")  # a killed install leaves them
         if os.path.lexists(path):
             reason = foreign(path)
             if reason:
@@ -1762,40 +1760,47 @@ def uninstall(_: "argparse.Namespace") -> int:
 
 # ---- collect ------------------------------------------------------------------------
 #
-# What statsd_exporter and Prometheus do, as far as one machine needs it: to add up the
-# datagrams, and to keep the counts in a file that `usage --metrics` reads.
+# This does what statsd_exporter and Prometheus do, as far as one machine needs it: it
+# adds up the datagrams, and keeps the counts in a file that `usage --metrics` reads.
 
 BUFFER = 4 << 20  # bytes; enough for a thousand processes that end at once
-LONGEST_NAME = 200  # letters, of a library with its namespace
-ALIVE = "popcon_collect_last_alive_time_seconds"  # when collect lived last
-MOST_NAMES = 75_000
+LONGEST_NAME = 200  # characters of a library and its namespace
+MOST_NAMES = 80_000  # so many of the longest names take 48 MB of memory
 SAVE_AFTER = 9  # seconds between writes, if counts have changed
-ALIVE_AFTER = 60  # seconds between writes, if none has
-SHORT_GAP = 7200  # seconds without anybody who listens that do no harm
+ALIVE_AFTER = 60  # seconds between writes, if no count has changed
 
-# A line that README's mapping counts, as statsd_exporter reads it.
+# Names of samples in the file. An exporter has the first one, too.
+START = "process_start_time_seconds"  # since when all datagrams were counted
+ALIVE = "popcon_collect_last_alive_time_seconds"  # when the file was written
+
+# A line of a datagram that README's mapping counts, as statsd_exporter reads it.
 COUNT_LINE = (
     rb"(?m)^python_popcon\.(?:namespace\.([A-Za-z0-9_-]+)\.)?library_used"
     rb"\.([a-z0-9]+(?:-[a-z0-9]+)*):([0-9]{1,9})\|c(?:\|@([0-9]{0,9}\.?[0-9]{1,18}))?$"
 )
+# A line of the file, as CountFile.lines() writes it.
 FILE_LINE = (
-    rb"(process_start_time_seconds|" + ALIVE.encode() + rb"|"
-    rb'python_popcon_library_used\{library="[a-z0-9-]+"'
-    rb'(?:,namespace="[A-Za-z0-9_-]+")?\}) ([0-9]+(?:\.[0-9]+)?(?:e[+-][0-9]{2})?)\n'
+    rb'(?:python_popcon_library_used\{library="([a-z0-9-]+)"'
+    rb'(?:,namespace="([A-Za-z0-9_-]+)")?\}|([a-z_]+))'
+    rb" ([0-9]+(?:\.[0-9]+)?(?:e[+-][0-9]{2})?)\n"
 )
 
 
 def add_collect_options(parser: "argparse.ArgumentParser") -> None:
     text = "Keep the counts in this file, which `usage --metrics FILE` reads."
     parser.add_argument("file", metavar="FILE", help=text)
-    text = "Receive datagrams there, by default at 127.0.0.1:9125, which only this "
-    text += "machine reaches. With 0.0.0.0:9125 other machines reach it, too."
-    options: Any = {"type": address, "default": ("127.0.0.1", 9125), "help": text}
-    parser.add_argument("--listen", metavar="ADDRESS:PORT", **options)
+    parser.add_argument(
+        "--listen",
+        type=address,
+        default=("127.0.0.1", 9125),
+        metavar="ADDRESS:PORT",
+        help="Receive datagrams there, by default at 127.0.0.1:9125, which only this "
+        "machine reaches. With 0.0.0.0:9125 other machines reach it, too.",
+    )
 
 
 def address(text: str) -> "tuple[str, int]":
-    """Return the host and the port that a text names."""
+    """Return the host and the port of ADDRESS:PORT."""
     from argparse import ArgumentTypeError
 
     host, colon, port = text.rpartition(":")
@@ -1818,30 +1823,28 @@ def collect(options: "argparse.Namespace") -> int:
 
         def end(number: int, _: object) -> None:
             signals.append(number)
-            udp.settimeout(0)  # what has arrived is still counted
+            udp.settimeout(0)  # what has arrived is still received
 
         signal.signal(signal.SIGTERM, end)
         signal.signal(signal.SIGINT, end)
         counts.save()
         note(f"counting into {counts.path} what arrives at {host}:{port}")
-        try:
-            while True:
-                try:
-                    counts.add(udp.recv(65536))
-                except (TimeoutError, BlockingIOError):
-                    if signals:
-                        break
-                if counts.is_due():
-                    counts.save()
-        finally:
-            counts.save()
+        while True:
+            try:
+                counts.add(udp.recv(65536))
+            except (TimeoutError, BlockingIOError):
+                if signals:
+                    break
+            if counts.is_due():
+                counts.save()
+        counts.save()
     if counts.failure:
         raise OSError(f"{counts.path}: the last counts are lost")
     return 0
 
 
 def lock(path: str) -> None:
-    """Lock a file against other collects while this process lives. Raises OSError."""
+    """Lock a file against other collects until this process ends. Raises OSError."""
     beside = os.open(f"{path}.lock", os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         from fcntl import LOCK_EX, LOCK_NB, flock
@@ -1850,7 +1853,7 @@ def lock(path: str) -> None:
     except BlockingIOError:
         raise OSError(f"another collect counts into {path}") from None
     except (ImportError, OSError):
-        pass  # Windows has no such locks, and some network file systems
+        pass  # Windows has no such locks, nor do some network file systems
 
 
 def listening(host: str, port: int) -> "socket.socket":
@@ -1868,17 +1871,18 @@ def listening(host: str, port: int) -> "socket.socket":
     try:
         udp.setsockopt(*option, BUFFER)
     except OSError:
-        pass  # macOS and BSD refuse what Linux cuts down without a word
+        pass  # macOS and BSD refuse a size that Linux would reduce
     if udp.getsockopt(*option) < BUFFER:
         note(f"bursts may get lost; as root: sysctl -w net.core.rmem_max={BUFFER}")
     return udp
 
 
 class CountFile:
-    """Counts, and the file that keeps them, in the format of Prometheus.
+    """The counts, and the file that keeps them, in the format of Prometheus.
 
-    numbers: how many processes used a library, by the name and labels of its counter
-    since, alive: from when until when all were counted, in seconds since 1970
+    numbers: how many processes used each library; the keys are those of key_of()
+    since: since when all datagrams were counted, but for short gaps
+    alive: when the file was last written, by this or an earlier process
     """
 
     def __init__(self, path: str) -> None:
@@ -1886,64 +1890,63 @@ class CountFile:
         self.numbers: dict[bytes, float] = {}
         self.since = time.time()
         self.alive = self.since
-        self.is_changed = False  # since it was written
-        self.tried = 0.0  # when it was written last, or could not be
-        self.failure = ""  # why it could not
+        self.is_changed = False  # since the file was written
+        self.tried = 0.0  # when save() was last called, on time.monotonic()
+        self.failure = ""  # why the file could not be written then
         self.is_full = False
 
     def load(self) -> None:
-        """Read the file, if there is one. Raises OSError if it is not from collect."""
+        """Read the file, if there is one. Raises OSError if it is not collect's."""
         import re
 
         if not os.path.exists(self.path):
             return
         failure = OSError(f"{self.path} was not written by collect, or is damaged")
+        times = {}
         with open(self.path, "rb") as file:
-            line = file.readline(1000)
-            while line:
+            for line in file:
                 found = re.fullmatch(FILE_LINE, line)
                 if found is None:
                     raise failure
-                self.numbers[found[1]] = float(found[2])
-                line = file.readline(1000)
-        try:
-            self.since = self.numbers.pop(b"process_start_time_seconds")
-            self.alive = self.numbers.pop(ALIVE.encode())
-        except KeyError:
-            raise failure from None
+                library, namespace, name, number = found.groups()
+                if name:
+                    times[name.decode()] = float(number)
+                else:
+                    self.numbers[key_of(library, namespace)] = float(number)
+        if times.keys() != {START, ALIVE}:
+            raise failure
+        self.since = times[START]
+        self.alive = times[ALIVE]
 
     def add(self, datagram: bytes) -> None:
-        """Add what a datagram counts; what is no line of popcon's is left out."""
+        """Add what a datagram counts. Lines that popcon does not send are left out."""
         import re
 
         for namespace, library, number, rate in re.findall(COUNT_LINE, datagram):
             if len(namespace) + len(library) > LONGEST_NAME:
                 continue
-            labels = b'library="' + library + b'"'
-            if namespace:
-                labels += b',namespace="' + namespace + b'"'
-            name = b"python_popcon_library_used{" + labels + b"}"
+            key = key_of(library, namespace)
             self.is_changed = True
-            if name not in self.numbers and len(self.numbers) >= MOST_NAMES:
-                self.since = time.time()  # what is not complete is no answer
+            if key not in self.numbers and len(self.numbers) >= MOST_NAMES:
+                self.since = time.time()  # until now, not everything was counted
                 if not self.is_full:
                     note(f"{MOST_NAMES:,} names are enough: new ones are left out")
                 self.is_full = True
                 continue
-            share = float(rate or 1) or 1  # statsd_exporter takes 0 for 1, too
-            self.numbers[name] = self.numbers.get(name, 0) + int(number) / share
+            rate = float(rate or 1) or 1  # statsd_exporter takes 0 for 1, too
+            self.numbers[key] = self.numbers.get(key, 0) + int(number) / rate
 
     def is_due(self) -> bool:
-        """Tell whether the file is to be written."""
+        """Tell whether it is time to write the file."""
         wait = SAVE_AFTER if self.is_changed else ALIVE_AFTER
         return time.monotonic() > self.tried + wait
 
     def save(self) -> None:
-        """Write the file; if that fails, say so, and try it again later."""
+        """Write the file. If that fails, print why; the next call tries it again."""
         now = time.time()
-        gap = now - self.alive
-        # Begin anew with since when, if nobody listened for long, or the clock was set.
-        if gap > max(SHORT_GAP, (self.alive - self.since) / 100) or self.since > now:
+        # If nobody listened for long, or the clock was set, uses may have been missed.
+        is_long_gap = now - self.alive > harmless_gap(self.alive - self.since)
+        if is_long_gap or self.since > now:
             self.since = now
         self.alive = now
         failure = ""
@@ -1958,10 +1961,28 @@ class CountFile:
         self.tried = time.monotonic()
 
     def lines(self) -> "Iterator[bytes]":
-        yield b"process_start_time_seconds %.3f\n" % self.since
-        yield b"%s %.3f\n" % (ALIVE.encode(), self.alive)
-        for name in sorted(self.numbers):
-            yield b"%s %.15g\n" % (name, self.numbers[name])
+        """Yield the lines of the file."""
+        yield f"{START} {self.since:.3f}\n".encode()
+        yield f"{ALIVE} {self.alive:.3f}\n".encode()
+        for key in sorted(self.numbers):
+            library, _, namespace = key.decode().partition(".")
+            labels = f'library="{library}"'
+            if namespace:
+                labels += f',namespace="{namespace}"'
+            line = f"python_popcon_library_used{{{labels}}} {self.numbers[key]:.15g}\n"
+            yield line.encode()
+
+
+def key_of(library: bytes, namespace: "bytes | None") -> bytes:
+    """Return a short name for a counter, as there may be many of them in memory."""
+    if namespace:
+        return library + b"." + namespace
+    return library
+
+
+def harmless_gap(seconds: float) -> float:
+    """Return how long an outage in a time may be: two hours, or 1 % of the time."""
+    return max(7200, seconds / 100)
 
 
 # ---- usage: what is used, and what can go -------------------------------------------
@@ -1969,12 +1990,8 @@ class CountFile:
 # First the counts, from Prometheus or from an exporter's own metrics; then the
 # libraries that are installed; who requires what; the verdict on each; the table.
 
-if TYPE_CHECKING:
-    Labels = frozenset[tuple[str, str]]  # of a series, its name among them
-    Samples = list[tuple[float, float]]  # times in seconds since 1970, and values
-
 CAN_GO = {"unused", "rare"}
-# What the workers of these import is not known: they are killed, or end by os._exit().
+# The workers of these do not report: they are killed, or end by os._exit().
 WORKERS = {"celery", "parsl", "pyspark", "ray", "rq"}
 
 
@@ -2003,7 +2020,7 @@ def usage(options: "argparse.Namespace") -> int:
 
 
 def say_limits(libraries: "list[Library]", counts: "Counts") -> None:
-    """Say on stderr what one should know before one believes the answer."""
+    """Print on stderr what one should know before one relies on the answer."""
     if counts.doubt:
         note(counts.doubt)
     rate = setting(SAMPLE_RATE)
@@ -2022,21 +2039,24 @@ def say_limits(libraries: "list[Library]", counts: "Counts") -> None:
             "popcon.report()"
         )
     absent = groups.count("absent")
-    here = len(groups) - absent
-    if absent > 5 and absent > 2 * (len(counts.processes) - absent):
+    used_here = len(counts.processes) - absent
+    if absent > 5 and absent > 2 * used_here:
         note(
             f"{absent} libraries were counted that are not installed in {sys.prefix}, "
-            f"which has {here}: is it the right environment?"
+            f"which has {len(groups) - absent}: is it the right environment?"
         )
 
 
 def everyone_reports() -> bool:
-    """Tell whether start-up sets popcon up: else only IPython and Jupyter report."""
-    return is_set_up() and ipython_shell() is None
+    """Tell whether every process reports, and not only sessions of IPython and Jupyter.
+
+    Then start-up has set popcon up in this process, too, which is no session.
+    """
+    return _reporter.is_set_up and ipython_shell() is None
 
 
 def readable(text: str, width: int) -> str:
-    """Return in one short line what others say, without what steers a terminal."""
+    """Return a text in one short line, without control characters."""
     text = text[:9999]
     for character in set(text):
         if not character.isprintable():
@@ -2045,7 +2065,7 @@ def readable(text: str, width: int) -> str:
 
 
 def note(text: str) -> None:
-    """Print a sentence on stderr. If that is full or closed, the work goes on."""
+    """Print a sentence on stderr. It is no error if that is full or closed."""
     if sys.stderr is not None:
         try:
             print(f"popcon: {readable(text, 320)}", file=sys.stderr, flush=True)
@@ -2067,25 +2087,25 @@ UNITS = {
 }
 ENDED = "No answer: counters ended before their exporter; give no ttl in its mapping"
 IS_EXPORTER = "an exporter is to be given as --metrics URL"
-# So far back the last scrape before the window is looked for, in seconds: some scrape
+# Seconds before the window in which a last scrape is looked for. Some scrape only
 # hourly, for privacy.
 LOOK_BACK = 7200
-ANSWER_LIMIT = 256 << 20  # bytes
+ANSWER_LIMIT = 256 << 20  # bytes of a web server's answer
 
 
 class Window:
-    """A time up to now, as PromQL writes it, such as 90d."""
+    """A span of time that ends now, as PromQL writes it, such as 90d."""
 
     def __init__(self, text: str) -> None:
         words = "a number above 0 with a unit, such as 90d or 12h"
-        check("[1-9][0-9]{0,8}(ms|[smhdwy])", text, words)
+        must_match("[1-9][0-9]{0,8}(ms|[smhdwy])", text, words)
         number = text.rstrip("mshdwy")
         self.text = text
         self.unit = UNITS[text.removeprefix(number)]  # seconds
         self.seconds = int(number) * self.unit
 
     def in_its_unit(self, seconds: float) -> str:
-        """Return another time, rounded down, in the same unit or a smaller one."""
+        """Return another span, rounded down, in the same unit or a smaller one."""
         for unit, length in UNITS.items():
             if length <= self.unit and seconds >= length:
                 return f"{int(seconds / length)}{unit}"
@@ -2093,24 +2113,28 @@ class Window:
 
 
 class Counts:
-    """How many processes used each library; only those that were used."""
+    """How many processes used each library in the window.
+
+    processes: their number, only of libraries that were used
+    since: when counting began, in seconds since 1970
+    doubt: why these counts are no answer, "" if they are one
+    """
 
     def __init__(self) -> None:
         self.processes: dict[str, float] = {}
-        self.since = 0.0  # when counting began, in seconds since 1970
-        self.doubt = ""  # why that is no answer
+        self.since = 0.0
+        self.doubt = ""
 
     def add(self, library: str, number: float) -> None:
         """Add to the number of processes that used a library."""
         name = normalized(library)
-        # selftest counts that one, to see whether counts arrive.
         if name and name != SELFTEST and number > 0:
-            number = min(number, 1e12)
+            number = min(number, 1e12)  # 1e999 would be infinite
             self.processes[name] = self.processes.get(name, 0) + number
 
 
 def counted(options: "argparse.Namespace") -> Counts:
-    """Return the counts that are asked for. Raises OSError or ValueError: why not."""
+    """Return the counts that the options ask for. Raises OSError or ValueError."""
     now = time.time()
     window = options.window
     if options.prometheus:
@@ -2119,6 +2143,7 @@ def counted(options: "argparse.Namespace") -> Counts:
         counts = exporter_counts(options, now)
     known = now - counts.since
     is_too_early = known < 0.99 * window.seconds
+    # A collect or an exporter that has just begun may have no counts yet.
     if not counts.processes and not (options.metrics and is_too_early):
         raise OSError(
             f"no count of {metric_name()} rose in {window.text}: do {PREFIX} and "
@@ -2135,7 +2160,7 @@ def counted(options: "argparse.Namespace") -> Counts:
 
 
 def metric_name() -> str:
-    """Return the name that README's mapping makes of the prefix. Raises ValueError."""
+    """Return the name that README's mapping gives the counters. Raises ValueError."""
     import re
 
     prefix = re.sub(r"(^|\.)namespace\.[^.]+\.", ".", setting(PREFIX), count=1)
@@ -2143,7 +2168,7 @@ def metric_name() -> str:
 
 
 def exporter_counts(options: "argparse.Namespace", now: float) -> Counts:
-    """Return what statsd_exporter or collect has counted, at a URL or in a file."""
+    """Return the counts of statsd_exporter or collect, from a URL or a file."""
     if options.match:
         raise OSError("--match is for --prometheus; --metrics are taken as they are")
     text = metrics_text(options)
@@ -2152,19 +2177,19 @@ def exporter_counts(options: "argparse.Namespace", now: float) -> Counts:
     starts = []
     alive = now
     for name, labels, value in metrics_in(text):
-        if name == "process_start_time_seconds":
+        if name == START:
             starts.append(value)
         elif name == ALIVE:
             alive = min(alive, value)
         elif name == metric:
             counts.add(labels.get("library", ""), value)
-    if not starts or not text.endswith("\n"):  # as the format wants it
+    if not starts or not text.endswith("\n"):  # the format ends with a newline
         begin = readable(text, 60)
         raise OSError(f"that is no exporter's /metrics, or not all of it: {begin!r}")
-    # Of several exporters the youngest tells since when.
+    # If the file holds the metrics of several exporters, take the latest start.
     counts.since = min(now, max(0.0, *starts))
-    if now - alive > max(SHORT_GAP, options.window.seconds / 100):
-        counts.doubt = "No answer: collect has stopped, and what came later is not counted"
+    if now - alive > harmless_gap(options.window.seconds):
+        counts.doubt = "No answer: collect has stopped, later uses are not counted"
     if os.path.isfile(options.metrics):
         days = int((now - os.path.getmtime(options.metrics)) / DAY)
         if days > 0:
@@ -2186,32 +2211,47 @@ def metrics_in(text: str) -> "Iterator[tuple[str, dict[str, str], float]]":
     import re
 
     string = r'"((?:[^"\\\n]|\\.)*)"'
-    labels = rf'(?:{{((?:[^"}}\n]|{string})*)}})?'
-    number = r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?"
-    for found in re.finditer(rf"(?m)^(\w+){labels} +({number})(?!\S)", text):
-        pairs = re.findall(rf"(\w+)={string}", found[2] or "")
-        yield found[1], dict(pairs), float(found[4])
+    name = r"(?P<name>\w+)"
+    labels = rf'(?:{{(?P<labels>(?:[^"}}\n]|{string})*)}})?'
+    value = r"(?P<value>[-+]?\d+\.?\d*(?:e[-+]?\d+)?)"
+    for found in re.finditer(rf"(?m)^{name}{labels} +{value}(?!\S)", text):
+        pairs = re.findall(rf"(\w+)={string}", found["labels"] or "")
+        yield found["name"], dict(pairs), float(found["value"])
+
+
+class Target:
+    """A place that Prometheus scrapes, and the exporters that have run there.
+
+    labels: its labels job and instance
+    ignored: names of the labels that do not tell one counter from another. Several
+        Prometheus servers may scrape an exporter, and write into one storage. Then each
+        of them adds labels of its own.
+    lives: one after another, or side by side, as two clusters may use one address
+    """
+
+    def __init__(self, labels: "Labels") -> None:
+        self.labels = labels
+        self.ignored = {"__name__"}
+        self.lives: list[Life] = []
 
 
 class Life:
-    """One life of an exporter, from a start to an end: its counters only rise, from 0.
+    """One life of an exporter, from a start to its end. Its counters only rise, from 0.
 
-    Several servers may scrape it, and write into one storage. Then their labels differ.
+    scrapes: when it was scraped: the last time before the window, and all times in it
+    before: the counters at the last scrape before the window, if there was one
+    after: the counters at the last scrape
     """
 
-    def __init__(self, labels: "Labels", servers: "set[str]") -> None:
-        self.labels = labels  # of its start, as the first of these servers tells it
-        self.servers = servers  # names of labels that tell nothing of a counter
-        # Times: the last before the window, and all in it.
+    def __init__(self, target: Target) -> None:
+        self.target = target
         self.scrapes: list[float] = []
-        # The values of the counters at the first of these times, if that is before the
-        # window, and at the last.
         self.before: dict[Labels, float] = {}
         self.after: dict[Labels, float] = {}
 
 
 class Prometheus:
-    """A server that knows the counters, and the window in which they matter."""
+    """A server that stores the counters, and the window in which they matter."""
 
     def __init__(self, options: "argparse.Namespace", now: float) -> None:
         seconds = options.window.seconds
@@ -2219,18 +2259,21 @@ class Prometheus:
         self.counters = f"__name__={quoted(metric_name())},{options.match}".rstrip(",")
         self.start: float = now - seconds
         self.end = now
-        # Seconds without an exporter that matter little.
-        self.outage: float = min(max(LOOK_BACK, seconds / 100), seconds / 10)
+        # If no exporter ran for so many seconds, that does no harm.
+        self.outage: float = min(harmless_gap(seconds), seconds / 10)
 
     def counts(self) -> Counts:
-        """Return by how much the counters rose in the window."""
-        # PromQL's increase() estimates. The last value in a life of an exporter, less
-        # the one before the window, is exact. All of a scrape has the same timestamp.
+        """Return by how much the counters rose in the window.
+
+        PromQL's increase() only estimates that. So take, for each life of an exporter,
+        the value at its last scrape, less that at the last scrape before the window.
+        Only what was counted after the last scrape of a life is not known.
+        """
         every = selector(frozenset(), self.counters)
         form = {"match[]": every, "start": self.start, "end": self.end}
         series = series_of(self.options, "series", form)
-        neighbours = [self.lives_at(target) for target in set(map(target_of, series))]
-        lives = [life for group in neighbours for life in group]
+        targets = [self.target(labels) for labels in set(map(target_labels, series))]
+        lives = [life for target in targets for life in target.lives]
         counts = Counts()
         for life in lives:
             for labels, value in life.after.items():
@@ -2239,92 +2282,102 @@ class Prometheus:
                     counts.doubt = ENDED
                     rise = value
                 counts.add(library_of(labels), rise)
+        # A counter that ended may have counted uses of these, which nobody knows now.
         idle = set()
         for labels in series:
             name = normalized(library_of(labels))
             if name and counts.processes.get(name, 0) <= self.options.at_most:
                 idle.add(library_of(labels))
-        if idle and any(self.has_lost(idle, group) for group in neighbours):
+        if idle and any(self.has_lost(idle, target) for target in targets):
             counts.doubt = ENDED
         counts.since = self.reach(lives)
         return counts
 
-    def lives_at(self, target: "Labels") -> "list[Life]":
-        """Return the lives of the exporters at an address, as far as they matter."""
+    def target(self, labels: "Labels") -> Target:
+        """Return the target with these labels. Raises OSError if no start is stored."""
         from bisect import bisect
 
-        process = selector(target, '__name__="process_start_time_seconds"')
-        exporters = self.samples(process, self.start - LOOK_BACK, self.end)
+        target = Target(labels)
+        where = selector(labels, f"__name__={quoted(START)}")
+        exporters = self.samples(where, self.start - LOOK_BACK, self.end)
         if not exporters:
-            where = selector(target, self.counters)
+            where = selector(labels, self.counters)
             if self.samples(where, self.start, self.end, "last_over_time"):
                 raise OSError(
                     f"no process_start_time_seconds is stored for {where}: scrape it, "
                     "too, or leave these counters out by --match"
                 )
-        servers = {"__name__"}
-        # Two clusters may have the same addresses, but not the same start.
+        # Two series with the same start are of one exporter that two servers scrape.
         lives: dict[float, Life] = {}
-        for labels, samples in exporters.items():
+        first_series: dict[float, Labels] = {}
+        for series, samples in exporters.items():
             for start, times in parted_by_start(samples):
-                life = lives.setdefault(start, Life(labels, servers))
-                servers.update(dict(labels ^ life.labels))
-                life.scrapes += times
-        for life in lives.values():
+                first = first_series.setdefault(start, series)
+                target.ignored.update(dict(series ^ first))
+                lives.setdefault(start, Life(target)).scrapes += times
+        target.lives = list(lives.values())
+        for life in target.lives:
             life.scrapes.sort()
             early = bisect(life.scrapes, self.start)
-            if early:  # of those before the window the last is enough
+            if early:  # of the scrapes before the window, keep only the last
                 del life.scrapes[: early - 1]
                 life.before = self.last_values(life, life.scrapes[0])
             life.after = self.last_values(life, life.scrapes[-1])
-        return list(lives.values())
+        return target
 
-    def has_lost(self, libraries: "set[str]", lives: "list[Life]") -> bool:
+    def has_lost(self, libraries: "set[str]", target: Target) -> bool:
         """Tell whether a counter of these libraries ended before its exporter did.
 
-        lives: of all exporters at an address
+        To count samples makes the server read all of them, so ask only about libraries
+        for which it matters.
         """
         import re
 
-        # To count samples makes the server read all of them. So only where it matters.
         pattern = quoted("|".join(map(re.escape, sorted(libraries))))
         where = f"{self.counters},library=~{pattern}"
-        for life in lives:
+        for life in target.lives:
             begin, end = life.scrapes[0], life.scrapes[-1]
-            last: set[Labels] = set()  # counters that were there until the end
-            for other in lives:
+            # Counters that were there until the end. values() does not tell exporters
+            # apart that run side by side, so take the counters of all of these.
+            last: set[Labels] = set()
+            for other in target.lives:
                 if other.scrapes[0] <= end and begin <= other.scrapes[-1]:
                     last.update(other.after)
             numbers = self.values(life, where, begin, end, "count_over_time")
             for counter, number in numbers.items():
-                # A few samples may get lost on the way to a storage elsewhere.
+                # A few samples may get lost on the way to a remote storage.
                 has_gap = number < 0.99 * len(life.scrapes)
                 if counter not in last or has_gap and counter in life.before:
                     return True
         return False
 
     def last_values(self, life: Life, time: float) -> "dict[Labels, float]":
-        """Return the values of an exporter's counters in the scrape at this time."""
+        """Return the values of an exporter's counters in the scrape at this time.
+
+        All samples of one scrape have the same timestamp.
+        """
         return self.values(life, self.counters, time, time, "last_over_time")
 
     def values(
         self, life: Life, counters: str, begin: float, end: float, function: str
     ) -> "dict[Labels, float]":
-        """Return what a function of PromQL makes of each of an exporter's counters."""
-        where = selector(target_of(life.labels), counters)
+        """Return what a function of PromQL makes of each counter at a life's target."""
+        target = life.target
+        where = selector(target.labels, counters)
         found: dict[Labels, float] = {}
         for labels, samples in self.samples(where, begin, end, function).items():
-            counter = frozenset(pair for pair in labels if pair[0] not in life.servers)
+            counter = frozenset(one for one in labels if one[0] not in target.ignored)
             found[counter] = found.get(counter, 0) + samples[0][1]
         return found
 
     def reach(self, lives: "list[Life]") -> float:
-        """Return since when counters are known, but for short outages."""
+        """Return since when uses were counted without a long outage."""
+        # Go back in time from life to life, until there is a long gap between two.
         since: float = self.end
         for life in sorted(lives, key=lambda life: -life.scrapes[-1]):
             if life.scrapes[-1] > since - self.outage:
                 since = min(since, life.scrapes[0])
-        # An exporter may be older than popcon.
+        # An exporter may have run before popcon did. So begin with the first count.
         begin: float = self.end
         for life in sorted(lives, key=lambda life: life.scrapes[0]):
             if since <= life.scrapes[0] < begin:
@@ -2332,14 +2385,15 @@ class Prometheus:
         return max(begin, self.start, 0.0)
 
     def first_count(self, life: Life) -> float:
-        """Return when an exporter first had a counter. Within a life they all stay."""
+        """Return when an exporter was first scraped with a counter."""
         from bisect import bisect_left
 
         if life.before:
             return life.scrapes[0]
         if not life.after:
             return self.end
-        # At the last scrape there are some.
+        # A counter stays until its exporter ends, so bisection finds the first scrape.
+        # The last one has counters, and needs no query.
         first = bisect_left(
             life.scrapes[:-1], True, key=lambda time: self.last_values(life, time) != {}
         )
@@ -2349,7 +2403,7 @@ class Prometheus:
         self, where: str, begin: float, end: float, function: str = ""
     ) -> "dict[Labels, Samples]":
         """Return the samples in a time, or what a function of PromQL makes of them."""
-        # Prometheus 3 leaves out the begin.
+        # One millisecond more, as Prometheus 3 leaves out the begin of a range.
         milliseconds = round((end - begin) * 1000) + 1
         query = f"{function}({where}[{milliseconds}ms])"
         found = series_of(self.options, "query", {"query": query, "time": end})
@@ -2357,7 +2411,7 @@ class Prometheus:
 
 
 def selector(labels: "Labels", more: str) -> str:
-    """Return PromQL for all that has these labels."""
+    """Return the selector, in PromQL, of all series with these labels and more."""
     for name, value in sorted(labels):
         more += f",{name}={quoted(value)}"
     return "{" + more + "}"
@@ -2374,19 +2428,20 @@ def library_of(labels: "Labels") -> str:
     return dict(labels).get("library", "")
 
 
-def target_of(labels: "Labels") -> "Labels":
-    """Return the labels that tell which exporter was scraped."""
+def target_labels(labels: "Labels") -> "Labels":
+    """Return those labels of a series that tell where it was scraped."""
     return frozenset(pair for pair in labels if pair[0] in ("job", "instance"))
 
 
 def parted_by_start(samples: "Samples") -> "list[tuple[float, list[float]]]":
-    """Return the lives of an exporter: when each began, and when it was scraped."""
+    """Return the lives of an exporter: when each started, and when it was scraped."""
     lives: list[tuple[float, list[float]]] = []
     for when, start in samples:
         if lives:
             known, times = lives[-1]
-            # Where a clock was set meanwhile, the start moves, but by less than the
-            # life has lasted. Two starts may be told wrongly by a second each.
+            # If the clock was set meanwhile, the same life has another start. It may be
+            # up to a minute earlier. It is later by less than the life has lasted, less
+            # two seconds since each of the two starts may be wrong by one.
             latest = known + times[-1] - times[0] - 2
             if start == known or known - 60 < start <= latest:
                 times.append(when)
@@ -2402,12 +2457,13 @@ def series_of(
     import json
 
     url = f"{options.prometheus.rstrip('/')}/api/v1/{path}"
-    # VictoriaMetrics would keep back what it got in the last 30 seconds.
+    # By default VictoriaMetrics leaves out what it received in the last 30 seconds.
     text = fetch(url, {**form, "nocache": 1, "latency_offset": "1ms"}, options)
     try:
         answer = json.loads(text)
         found = dict(series_in(answer["data"]))
-        lost = list(answer.get("warnings", ()))  # Thanos and Mimir say so what is lost
+        # Thanos and Mimir warn if a part of their data cannot be reached.
+        lost = list(answer.get("warnings", ()))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         shown = readable(text, 60)
         odd = f"does not answer as Prometheus does, but {shown!r}; {IS_EXPORTER}"
@@ -2418,7 +2474,7 @@ def series_of(
 
 
 def series_in(data: "Any") -> "Iterator[tuple[Labels, Samples]]":
-    """Yield the series in an answer; where it is a list, it is one of labels alone."""
+    """Yield the series in an answer. /series answers with a list of labels alone."""
     if isinstance(data, list):
         data = {"result": [{"metric": labels, "values": ()} for labels in data]}
     for series in data["result"]:
@@ -2432,7 +2488,7 @@ def series_in(data: "Any") -> "Iterator[tuple[Labels, Samples]]":
 
 
 def fetch(url: str, form: "dict[str, Any]", options: "argparse.Namespace") -> str:
-    """Return what a web server answers to a form, if there is one. Raises OSError."""
+    """Return what a web server answers to a form, or without one. Raises OSError."""
     import re
     from http.client import HTTPException
     from urllib import request as web
@@ -2451,15 +2507,16 @@ def fetch(url: str, form: "dict[str, Any]", options: "argparse.Namespace") -> st
     elif query:
         url = f"{url}?{query}"
     request = web.Request(url, body, headers(options))
-    # Of urlopen()'s handlers none that follows redirects, as headers may hold a secret.
+    # urlopen() would follow redirects to other servers, and send the headers there,
+    # which may hold a secret. So use only these of its handlers.
     opener = web.OpenerDirector()
     for handler in web.ProxyHandler, web.HTTPHandler, web.HTTPSHandler:
         opener.add_handler(handler())
-    opener.add_handler(web.UnknownHandler())  # of a proxy of an unknown kind, for one
+    opener.add_handler(web.UnknownHandler())  # raises URLError for an unknown scheme
     try:
         with opener.open(request, timeout=120) as answer:
             text: str = answer.read(ANSWER_LIMIT).decode("utf-8", "replace")
-            if answer.length or answer.read(1):  # of what Content-Length tells
+            if answer.length or answer.read(1):  # length: what is still to come
                 raise OSError("its answer is cut off, or has no end")
     except (OSError, ValueError, HTTPException) as error:
         why = getattr(error, "reason", error)
@@ -2474,7 +2531,7 @@ def fetch(url: str, form: "dict[str, Any]", options: "argparse.Namespace") -> st
 
 
 def told_error(text: str) -> str:
-    """Return what Prometheus says is wrong, which it does in JSON."""
+    """Return the error message in an answer of Prometheus, which is JSON."""
     import json
 
     try:
@@ -2484,7 +2541,7 @@ def told_error(text: str) -> str:
 
 
 def headers(options: "argparse.Namespace") -> "dict[str, str]":
-    """Return the headers that are given. Raises OSError, without what is secret."""
+    """Return the headers of --header. Raises OSError, which does not show them."""
     import re
 
     found: dict[str, str] = {}
@@ -2501,28 +2558,28 @@ def headers(options: "argparse.Namespace") -> "dict[str, str]":
 
 # -- what is installed
 
-# That nobody imports these says nothing: they host the sessions, install the others,
-# or are loaded before counting begins.
+# These may be in use though nobody imports them: they host the sessions, install the
+# others, or are loaded before counting begins.
 HOSTS = """
     conda ipykernel ipython jupyter jupyter-server jupyterhub jupyterlab mamba
     nbclassic notebook pip popcon popularity-contest setuptools uv voila wheel
 """
 SCRIPTS = {"console_scripts", "gui_scripts"}
-# With one of these a process becomes another program, or ends, without a report.
+# A process that calls one of these ends, or becomes another program, without a report.
 ENDS = b"execv execl os._exit os.abort raise_signal kill(os.getpid()".split()
-# The kinds of files that matter, by their paths in a RECORD.
+# Kinds of files, told by their paths in RECORD. The first one that matches is taken.
 KINDS = r"""(?x)
     (?P<start> [^/]+ (?: \.pth | \.start | customize\.py ) $ )
   | (?P<server> .* \b etc/jupyter/jupyter_ )
   | (?P<jupyter> .* \b (?: etc | share ) /jupyter/ )
-  # In a folder beside the modules, as of pip --target, or anywhere outside of theirs.
+  # In bin/ beside the modules, where pip --target puts it, or elsewhere in a bin/.
   | (?P<command> (?: \.{0,2} / (?: .*/ )? )? (?: bin | Scripts ) / [^/]+ $ )
-  | (?P<bytecode> .* \b __pycache__ / )  # beside modules, or commands
-  # Others find shared libraries by their paths; those in NAME.libs nobody else knows.
+  | (?P<bytecode> .* \b __pycache__ / )  # of modules, or of commands
+  # Other libraries may load these by their paths. No other uses those in NAME.libs/.
   | (?P<shared> (?! .* \. (?: dy )? libs/ ) (?: .*/ )? (?:
         lib (?! .* \. (?: cpython | abi3 | pypy ) ) [^/]* \.so [\d.]*
         | [^/]* \. (?: dll | dylib ) ) $ )
-  # owners() finds only modules whose path leads down, plainly.
+  # owners() does not find modules by a path with a backslash, or with . or .. in it.
   | (?P<odd> (?: .* \\ | (?: .*/ )? \.{0,2} / ) .* \. (?: py[cd]? | so ) $ )
   | (?P<module> .* \. (?: py[cd]? | so ) $ )
 """
@@ -2530,7 +2587,7 @@ IS_HOST = "runs sessions, or installs"
 IS_SERVER = "serves Jupyter"
 IS_KERNEL = "extends ipykernel"
 IS_COMMAND = "its commands do not report"
-# Nobody knows what the processes of those import.
+# The processes of a library with one of these reasons may import things unnoticed.
 SILENT = {IS_HOST, IS_SERVER, IS_KERNEL, IS_COMMAND}
 REASONS_BY_KIND = {
     "start": "takes part in every start",
@@ -2542,30 +2599,21 @@ REASONS_BY_KIND = {
 
 
 class Library:
-    """What is known of one library, be it installed or only counted."""
+    """A library that was counted, and the verdict on it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.version: str | None = None
-        self.files: dict[str, str | None] = {}  # in full and with "/", and their kinds
-        self.top_levels: set[str] = set()  # names of its modules and packages
-        self.size: int | None = None  # bytes, as far as a RECORD tells
-        self.requirements: list[Requirement] = []
-        self.groups: set[str] = set()  # of its entry points
-        self.reasons: list[str] = []  # why it proves nothing that nobody imports it
-        self.installer = b""
-        self.was_asked_for = False  # by a person, on a command line or in a list
-        # What judged() finds out:
-        self.processes: int | None = 0  # None: fewer than may be told
-        self.status = "absent"
-        self.group = "absent"  # the same, or "rare"
-        self.required_by: list[str] = []  # those that stay
-        self.brought_by: list[str] = []  # which of those that can go
-        self.row = name  # of the table
-
-    def paths(self, kind: str) -> "list[str]":
-        """Return its files of this kind."""
-        return [path for path in self.files if self.files[path] == kind]
+        self.size: int | None = None  # bytes; None if there is no RECORD
+        self.was_asked_for = False  # by name, on a command line or in a list
+        self.reasons: list[str] = []  # why it may be in use though nobody imports it
+        # judged() sets these:
+        self.processes: int | None = 0  # that used it; None: fewer than --at-least
+        self.status = "absent"  # README lists what it may be
+        self.group = "absent"  # its section of the table: the status, or "rare"
+        self.required_by: list[str] = []  # libraries that stay, and require it
+        self.brought_by: list[str] = []  # libraries that can go, and require it
+        self.row = name  # its row of the table; several libraries may share one
 
     def as_json(self) -> "dict[str, Any]":
         reason = ""
@@ -2584,75 +2632,41 @@ class Library:
         }
 
 
-def installed_libraries() -> "tuple[dict[str, Library], dict[str, list[Requirement]]]":
-    """Return what is installed, and what each name requires, by all metadata of it."""
-    installed: dict[str, Library] = {}
-    wants: dict[str, list[Requirement]] = {}
-    owner: dict[str, str] = {}
-    for distribution in distributions():
-        library = library_of_metadata(distribution)
-        name = library.name
-        wants.setdefault(name, []).extend(library.requirements)
-        is_source_tree = not distribution.folder.endswith(("-packages", ".egg"))
-        if library.size is None and is_source_tree:
-            continue
-        if name in installed:  # an earlier folder hides this one
-            continue
-        installed[name] = library
-        for path in library.paths("module") + library.paths("command"):
-            # Who removes one of two that share a file breaks the other.
-            other = owner.setdefault(path, name)
-            if other != name:
-                wants[name].append(Requirement(other))
-                wants[other].append(Requirement(name))
-    doubt_requests(installed.values())
-    return installed, wants
+class InstalledLibrary(Library):
+    """A library as a distribution's metadata describe it.
 
+    files: their kinds, by full paths with "/"
+    top_levels: names of its modules and packages
+    groups: those of its entry points
+    """
 
-def doubt_requests(libraries: "Iterable[Library]") -> None:
-    """Ignore REQUESTED where an installer such as uv writes it for each library."""
-    others = [library for library in libraries if library.installer != b"pip"]
-    if all(library.was_asked_for for library in others):
-        for library in others:
-            library.was_asked_for = False
+    def __init__(self, distribution: Distribution) -> None:
+        import re
 
+        folder = distribution.folder
+        info = distribution.info
+        stem, _, rest = info.rpartition(".")[0].partition("-")
+        super().__init__(distribution.name() or normalized(stem) or readable(info, 60))
+        self.distribution = distribution
+        self.version = rest.partition("-")[0]
+        paths = listed_paths(decoded(distribution.read("RECORD"))) - {""}
+        self.files: dict[str, str | None] = {}
+        for path in paths:
+            kind = re.match(KINDS, path)
+            full = os.path.normpath(os.path.join(folder, path)).replace(os.sep, "/")
+            self.files[full] = kind and kind.lastgroup
+        if paths:
+            self.size = sum(map(size_of_file, self.files))
+        self.top_levels = top_levels(paths)
+        self.requirements = requirements(distribution)
+        entry_points = decoded(distribution.read("entry_points.txt"))
+        self.groups = set(re.findall(r"(?m)^[ \t]*\[[ \t]*([^]\s]+)", entry_points))
+        self.was_asked_for = os.path.exists(os.path.join(folder, info, "REQUESTED"))
+        self.reasons = list(reasons_of(self))
 
-def distributions() -> "Iterator[Distribution]":
-    """Yield all that is installed, in the order of sys.path."""
-    for folder in dict.fromkeys(map(os.path.realpath, sys.path)):
-        try:
-            names = sorted(os.listdir(folder))
-        except OSError:
-            continue
-        for name in names:
-            if name.endswith(METADATA_SUFFIXES):
-                yield Distribution(folder, name)
-
-
-def library_of_metadata(distribution: Distribution) -> Library:
-    """Return the library that these metadata describe."""
-    import re
-
-    info, folder = distribution.info, distribution.folder
-    stem, _, rest = info.rpartition(".")[0].partition("-")
-    name = distribution.name() or normalized(stem)
-    library = Library(name or readable(info, 60))
-    library.version = rest.partition("-")[0]
-    paths = listed_paths(decoded(distribution.read("RECORD"))) - {""}
-    for path in paths:
-        kind = re.match(KINDS, path)
-        full = os.path.normpath(os.path.join(folder, path)).replace(os.sep, "/")
-        library.files[full] = kind and kind.lastgroup
-    if paths:
-        library.size = sum(map(size_of_file, library.files))
-    library.top_levels = top_levels(paths)
-    library.requirements = requirements(distribution)
-    entry_points = decoded(distribution.read("entry_points.txt"))
-    library.groups = set(re.findall(r"(?m)^[ \t]*\[[ \t]*([^]\s]+)", entry_points))
-    library.installer = distribution.read("INSTALLER").strip()
-    library.was_asked_for = os.path.exists(os.path.join(folder, info, "REQUESTED"))
-    library.reasons = list(reasons_of(library, distribution))
-    return library
+    def paths(self, kind: str) -> "list[str]":
+        """Return its files of this kind."""
+        return [path for path in self.files if self.files[path] == kind]
 
 
 def size_of_file(path: str) -> int:
@@ -2662,7 +2676,7 @@ def size_of_file(path: str) -> int:
         return 0
 
 
-def reasons_of(library: Library, distribution: Distribution) -> "Iterator[str]":
+def reasons_of(library: InstalledLibrary) -> "Iterator[str]":
     """Yield why a library may be in use though nobody imports it.
 
     Only the first reason is shown.
@@ -2670,7 +2684,7 @@ def reasons_of(library: Library, distribution: Distribution) -> "Iterator[str]":
     kinds = set(library.files.values())
     if library.name in HOSTS.split():
         yield IS_HOST
-    if not distribution.name():
+    if not library.distribution.name():
         yield "editable, or has no name"
     if not kinds:
         yield "has no RECORD of its files"
@@ -2679,7 +2693,7 @@ def reasons_of(library: Library, distribution: Distribution) -> "Iterator[str]":
             yield reason
     if "module" not in kinds:
         yield "nothing to import"
-    if is_stubs(library, distribution):
+    if is_stubs(library):
         yield "holds type stubs"
     for requirement in library.requirements:
         if requirement.name == "ipykernel" and not requirement.only_for:
@@ -2692,9 +2706,9 @@ def reasons_of(library: Library, distribution: Distribution) -> "Iterator[str]":
         yield IS_COMMAND
 
 
-def is_stubs(library: Library, distribution: Distribution) -> bool:
-    """Tell whether a library holds types for another one (PEP 561)."""
-    if "Classifier: Typing :: Stubs Only" in distribution.header():
+def is_stubs(library: InstalledLibrary) -> bool:
+    """Tell whether a library holds type stubs for another one (PEP 561)."""
+    if "Classifier: Typing :: Stubs Only" in library.distribution.header():
         return True
     for name in library.top_levels:
         if name.endswith("-stubs") and name[:-6] not in library.top_levels:
@@ -2702,26 +2716,27 @@ def is_stubs(library: Library, distribution: Distribution) -> bool:
     return False
 
 
-def may_end_unseen(library: Library) -> bool:
-    """Tell whether it is a program, of which some processes end without a report."""
+def may_end_unseen(library: InstalledLibrary) -> bool:
+    """Tell whether it is a program whose processes may end without a report."""
     commands = library.paths("command")
     modules = library.paths("module")
     if commands or not SCRIPTS.isdisjoint(library.groups):
-        # What has plug-ins of its own may be a server, which is killed at its end, as
-        # python-lsp-server with its package pylsp.
+        # What has plug-ins of its own may be a server, which gets killed in the end. So
+        # python-lsp-server has a package pylsp, and entry points of the group pylsp.
         is_server = not library.groups.isdisjoint(library.top_levels)
         if is_server or not everyone_reports():
             return True
     elif not any(path.endswith("/__main__.py") for path in modules):
         return False
     for path in commands:
+        # Of a command that is not written in Python, nothing is known.
         if b"python" not in read(path).partition(b"\n")[0]:
             return True
     return any(map(may_end_process, commands + modules))
 
 
 def may_end_process(path: str) -> bool:
-    """Tell whether a source may end its process so that popcon does not report."""
+    """Tell whether a source file may end its process without a report."""
     if path.endswith((".so", ".pyd", ".pyc")) or "/tests/" in path:
         return False
     text = read(path)
@@ -2729,7 +2744,7 @@ def may_end_process(path: str) -> bool:
 
 
 def words_of_settings() -> "set[str]":
-    """Return the words in Jupyter's and IPython's settings, but for remarks."""
+    """Return the words in Jupyter's and IPython's settings, without comments."""
     import re
     from glob import escape, glob
 
@@ -2744,7 +2759,8 @@ def words_of_settings() -> "set[str]":
 
 # -- who requires what
 
-ANY_EXTRA = "*"  # of those whose processes do not report: any may be in use
+# All extras of a library whose processes do not report: any of them may be in use.
+ANY_EXTRA = "*"
 
 
 class Requirement:
@@ -2755,11 +2771,12 @@ class Requirement:
 
         what, _, marker = text.partition(";")
         self.name, *others = map(normalized, re.split(r"[^\w.-]+", what.strip()))
-        # Numbers of versions are taken for extras, too, which does no harm.
+        # Version numbers are among these extras, too, which does no harm.
         self.extras = {"", *others}
-        # Extras that bring it; none: it is always required. Of a marker only these
-        # are read: the rest is taken to hold, to be safe.
+        # The extras for which it is required; if there are none, it always is. To be
+        # safe, all other conditions in the marker are taken to be true.
         self.only_for: set[str] = set()
+        # If one of the alternatives in a marker names no extra, it may always be true.
         extra = r"""\bextra\s*==\s*["']([\w.-]+)"""
         ways = [re.findall(extra, way) for way in re.split(r"\bor\b", marker)]
         if all(ways):
@@ -2768,7 +2785,7 @@ class Requirement:
 
 
 def requirements(distribution: Distribution) -> "list[Requirement]":
-    """Return what the metadata require; those of an egg-info may have requires.txt."""
+    """Return what a distribution requires, by its metadata or its requires.txt."""
     import re
 
     header = "\n".join(distribution.header())
@@ -2783,37 +2800,92 @@ def requirements(distribution: Distribution) -> "list[Requirement]":
     return list(map(Requirement, lines))
 
 
-def required(
-    names: "Iterable[str]",
-    installed: "dict[str, Library]",
-    wants: "dict[str, list[Requirement]]",
-) -> "tuple[dict[str, set[str]], dict[str, set[str]]]":
-    """Return who requires each library, of the names and of all that these require.
+class Environment:
+    """What is installed.
 
-    The second tells the same of extras that may be in use, as nobody knows better.
+    libraries: by their names
+    requirements: what each name requires, by all metadata with that name, also those of
+        source trees, and of copies that an earlier folder on sys.path hides
     """
-    needed: dict[str, set[str]] = {}
-    optional: dict[str, set[str]] = {}
-    queue = []
-    for name in names:
-        queue.append((name, ""))
-        if name in installed and not SILENT.isdisjoint(installed[name].reasons):
-            queue.append((name, ANY_EXTRA))
-    seen = set(queue)
-    while queue:
-        name, extra = queue.pop()
-        for want in wants.get(name, ()):
-            graph = needed
-            if want.only_for and extra not in want.only_for:
-                if extra != ANY_EXTRA or want.name == name:
-                    continue
-                graph = optional
-            if want.name != name:
-                graph.setdefault(want.name, set()).add(name)
-            asked = {(want.name, one) for one in want.extras}
-            queue += asked - seen
-            seen |= asked
-    return needed, optional
+
+    def __init__(self) -> None:
+        self.libraries: dict[str, InstalledLibrary] = {}
+        self.requirements: dict[str, list[Requirement]] = {}
+        owner: dict[str, str] = {}
+        for distribution in distributions():
+            library = InstalledLibrary(distribution)
+            name = library.name
+            self.requirements.setdefault(name, []).extend(library.requirements)
+            is_source_tree = not distribution.folder.endswith(("-packages", ".egg"))
+            if library.size is None and is_source_tree:
+                continue
+            if name in self.libraries:  # an earlier folder hides this one
+                continue
+            self.libraries[name] = library
+            for path in library.paths("module") + library.paths("command"):
+                # If two libraries share a file, removing one would break the other.
+                other = owner.setdefault(path, name)
+                if other != name:
+                    self.requirements[name].append(Requirement(other))
+                    self.requirements[other].append(Requirement(name))
+        doubt_requests(self.libraries.values())
+
+    def required(
+        self, names: "Iterable[str]"
+    ) -> "tuple[dict[str, set[str]], dict[str, set[str]]]":
+        """Find all that these names require, and what that requires, and so on.
+
+        Return two dictionaries. The first maps a library to those that require it. The
+        second maps a library to those that require it only for one of their extras, and
+        whose processes do not report, so that nobody knows whether the extra is in use.
+        """
+        needed: dict[str, set[str]] = {}
+        optional: dict[str, set[str]] = {}
+        queue = []
+        for name in names:
+            queue.append((name, ""))
+            library = self.libraries.get(name)
+            if library is not None and not SILENT.isdisjoint(library.reasons):
+                queue.append((name, ANY_EXTRA))
+        seen = set(queue)
+        while queue:
+            name, extra = queue.pop()
+            for requirement in self.requirements.get(name, ()):
+                graph = needed
+                if requirement.only_for and extra not in requirement.only_for:
+                    # It is required only for other extras.
+                    if extra != ANY_EXTRA or requirement.name == name:
+                        continue
+                    graph = optional
+                if requirement.name != name:
+                    graph.setdefault(requirement.name, set()).add(name)
+                asked = {(requirement.name, one) for one in requirement.extras}
+                queue += asked - seen
+                seen |= asked
+        return needed, optional
+
+
+def doubt_requests(libraries: "Iterable[InstalledLibrary]") -> None:
+    """Ignore REQUESTED if an installer other than pip, such as uv, always writes it."""
+    others = []
+    for library in libraries:
+        if library.distribution.read("INSTALLER").strip() != b"pip":
+            others.append(library)
+    if all(library.was_asked_for for library in others):
+        for library in others:
+            library.was_asked_for = False
+
+
+def distributions() -> "Iterator[Distribution]":
+    """Yield all distributions, in the order of sys.path."""
+    for folder in dict.fromkeys(map(os.path.realpath, sys.path)):
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError:
+            continue
+        for name in names:
+            if name.endswith(METADATA_SUFFIXES):
+                yield Distribution(folder, name)
 
 
 # -- the verdict
@@ -2821,34 +2893,41 @@ def required(
 
 def judged(counts: Counts, options: "argparse.Namespace") -> "list[Library]":
     """Return each library, installed or counted, with the verdict on it, by name."""
-    installed, wants = installed_libraries()
+    environment = Environment()
+    installed = environment.libraries
     add_reasons(installed, counts.doubt, options.keep)
-    stays = {name for name in installed if installed[name].reasons}
-    stays |= wants.keys() - installed.keys()  # source trees, for instance
-    libraries = dict(installed)
-    often = set(stays)
+    # What cannot be judged stays, and so do source trees, which are not in installed.
+    staying = {name for name in installed if installed[name].reasons}
+    staying |= environment.requirements.keys() - installed.keys()
+    libraries: dict[str, Library] = dict(installed)
+    used_often = set()
     for name, number in counts.processes.items():
         library = libraries.setdefault(name, Library(name))
         library.processes = max(1, round(number))
         if library.processes < options.at_least:
             library.processes = None
         if number > options.at_most:
-            often.add(name)
-    needed, optional = required(stays.union(counts.processes), installed, wants)
-    kept = often.union(*required(often, installed, wants))
+            used_often.add(name)
+    needed, optional = environment.required(staying | counts.processes.keys())
+    # What is not among these, nor required by them, is rarely used.
+    often = staying | used_often
+    for required in environment.required(often):
+        often |= required.keys()
     for name, library in installed.items():
         library.required_by = sorted(needed.get(name, ()))
         if name in optional:
             names = ", ".join(sorted(optional[name]))
             library.reasons.append(f"optional: {names}")
         library.status = library.group = status_of(library)
-        if library.status != "unused" and name not in kept:
+        if library.status != "unused" and name not in often:
             library.group = "rare"
-    bundle(installed, wants, optional)
+    bundle(environment, optional)
     return sorted(libraries.values(), key=lambda library: library.name)
 
 
-def add_reasons(installed: "dict[str, Library]", doubt: str, keep: "list[str]") -> None:
+def add_reasons(
+    installed: "dict[str, InstalledLibrary]", doubt: str, keep: "list[str]"
+) -> None:
     """Add reasons that are not in the libraries' own metadata."""
     from fnmatch import filter as matching
     from re import sub
@@ -2881,20 +2960,23 @@ def status_of(library: Library) -> str:
     return "unused"
 
 
-def bundle(
-    installed: "dict[str, Library]",
-    wants: "dict[str, list[Requirement]]",
-    optional: "Iterable[str]",
-) -> None:
-    """Find out what was brought by those that are to be struck from a list."""
-    gone = [library for library in installed.values() if library.status == "unused"]
+def bundle(environment: Environment, optional: "Iterable[str]") -> None:
+    """Find out which libraries were brought by one that can go.
+
+    They are those that it requires, and that nobody asked for by name. If they can go,
+    too, they need not be struck from a list, so they share its row of the table.
+    """
+    installed = environment.libraries
+    unused = [library for library in installed.values() if library.status == "unused"]
     brings = {}
-    for library in gone:
-        needed, _ = required({library.name}, installed, wants)
+    for library in unused:
+        needed, _ = environment.required([library.name])
         brings[library.name] = needed.keys() & installed.keys() - {library.name}
-    # Who brings most comes first: what it brought needs not be struck itself.
-    gone.sort(key=lambda one: (-len(brings[one.name]), not one.was_asked_for, one.name))
-    for library in gone:
+    # Of two that require each other, the first one here has brought the other.
+    unused.sort(
+        key=lambda one: (-len(brings[one.name]), not one.was_asked_for, one.name)
+    )
+    for library in unused:
         if library.brought_by:
             continue
         for name in brings[library.name]:
@@ -2910,7 +2992,9 @@ def bundle(
 
 SEVERAL = "(several of these)"
 ALL = 10**6
-GROUPS = {  # their titles, and rows without --all: most where one has to act
+# The titles of the sections, and how many rows they have without --all. Those that one
+# has to act on have all their rows.
+GROUPS = {
     "used": ("Used, by how many processes", 20),
     "rare": ("Rarely used, by at most {}", ALL),
     "unused": ("Can go", ALL),
@@ -2951,7 +3035,7 @@ def table(
 def section(
     group: str, members: "list[Library]", options: "argparse.Namespace", width: int
 ) -> "list[str]":
-    """Return a title, and rows; in one row are the libraries that go along."""
+    """Return the title and the rows of a section of the table."""
     title, limit = GROUPS[group]
     title = title.format(some(options.at_most, "process", "processes"))
     number = f"{len(members):,}, {size_of(members)}".rstrip(", ")
@@ -2959,8 +3043,8 @@ def section(
     rows: dict[str, list[Library]] = {}
     for library in members:
         rows.setdefault(library.row, []).append(library)
-    order = sorted(rows.values(), key=lambda row: (row[0].processes or 0, total(row)))
-    order.reverse()
+    order = list(rows.values())
+    order.sort(key=lambda row: (row[0].processes or 0, total(row)), reverse=True)
     if options.all:
         limit = ALL
     most = order[0][0].processes or 1
@@ -2978,7 +3062,7 @@ def section(
 
 
 def remark(row: "list[Library]", options: "argparse.Namespace", room: int) -> str:
-    """Return what stands behind the size."""
+    """Return what a row of the table says after the size."""
     from textwrap import shorten
 
     first = row[0]
@@ -3000,16 +3084,16 @@ def remark(row: "list[Library]", options: "argparse.Namespace", room: int) -> st
 
 
 def conclusion(here: "list[Library]", doubt: str, since: str) -> "list[str]":
-    """Return in sentences what follows from the counts, and how it is known."""
-    gone = [library for library in here if library.status == "unused"]
+    """Return sentences: what can go, how that is known, and what else goes along."""
+    unused = [library for library in here if library.status == "unused"]
     all_here = some(len(here), "library", "libraries")
-    if not gone:
+    if not unused:
         return [doubt or f"None of {all_here} can go."]
-    to_strike = [library for library in gone if not library.brought_by]
+    to_strike = [library for library in unused if not library.brought_by]
     names = some(len(to_strike), "name", "names")
     who = "process" if everyone_reports() else "session"
     sentences = [
-        f"{len(gone)} of {all_here} can go, {size_of(gone)} of {size_of(here)}: "
+        f"{len(unused)} of {all_here} can go, {size_of(unused)} of {size_of(here)}: "
         f"strike {names} from your list of requirements.",
         f"No {who} that reported has imported them since {since}, "
         "and nothing that stays needs them.",
@@ -3030,7 +3114,7 @@ def total(libraries: "list[Library]") -> int:
 
 
 def size_of(libraries: "list[Library]") -> str:
-    """Return how much room libraries take, "" where that is not known of any."""
+    """Return the size of libraries together, "" if it is not known of any."""
     if all(library.size is None for library in libraries):
         return ""
     size = total(libraries) / 1e6
@@ -3050,8 +3134,8 @@ def some(number: int, one: str, many: str) -> str:
 # -- its options
 
 
-def check(pattern: str, text: str, words: str) -> None:
-    """Raise what argparse shows if the value of an option is wrong."""
+def must_match(pattern: str, text: str, words: str) -> None:
+    """Raise an error, which argparse prints, if the value of an option is wrong."""
     import re
     from argparse import ArgumentTypeError
 
@@ -3061,16 +3145,16 @@ def check(pattern: str, text: str, words: str) -> None:
 
 def whole_number(text: str) -> int:
     """Return a number of processes."""
-    check("[0-9]{1,9}", text, "a whole number from 0 up")
+    must_match("[0-9]{1,9}", text, "a whole number from 0 up")
     return int(text)
 
 
 def matchers(text: str) -> str:
-    """Return what PromQL's braces hold."""
+    """Return the matchers of --match, which PromQL writes in braces, without these."""
     library = r"""\blibrary\b["'`]?\s*[=!]"""
     words = "about other labels: else all other libraries would seem unused"
-    check(rf"(?s)(?!.*{library}).*", text, words)
-    check(r"(?s)\s*\{.*\}\s*", text, """as in PromQL: '{namespace="prod"}'""")
+    must_match(rf"(?s)(?!.*{library}).*", text, words)
+    must_match(r"(?s)\s*\{.*\}\s*", text, """as in PromQL: '{namespace="prod"}'""")
     return text.strip("{} ,\n")
 
 
@@ -3095,22 +3179,22 @@ def add_usage_options(parser: "argparse.ArgumentParser") -> None:
     form.add_argument("--json", action="store_true", help="Print all as JSON.")
 
 
+# ---- the options --------------------------------------------------------------------
+
+
 def add_source_options(parser: "argparse.ArgumentParser", required: bool) -> None:
     """Add the options that tell where the counts are."""
     source = parser.add_mutually_exclusive_group(required=required)
-    text = "Read the counts from Prometheus, at http://prometheus:9090 for instance."
+    text = "Read the counts from Prometheus, for instance at http://prometheus:9090."
     source.add_argument("--prometheus", default="", metavar="URL", help=text)
-    text = "Read them from the file of collect, or an exporter's /metrics instead."
+    text = "Read the counts from the file of collect, or an exporter's /metrics."
     source.add_argument("--metrics", default="", metavar="FILE_OR_URL", help=text)
     text = "Send 'Name: value' to the server, or the lines of a file, as @FILE."
     parser.add_argument("--header", action="append", default=[], help=text)
 
 
-# ---- the options --------------------------------------------------------------------
-
-
 def command_line() -> "argparse.ArgumentParser":
-    """Return the parser; in what it returns, run is the function of the command."""
+    """Return the parser. It gives the function of the command as the option run."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
@@ -3136,7 +3220,7 @@ def command_line() -> "argparse.ArgumentParser":
 
     text = "Let every Python process of it report."
     add(install).add_argument("--all-processes", action="store_true", help=text)
-    add_selftest_options(add(selftest))
+    add_source_options(add(selftest), required=False)
     add_run_options(add(run))
     add_collect_options(add(collect))
     add_usage_options(add(usage))
@@ -3145,27 +3229,30 @@ def command_line() -> "argparse.ArgumentParser":
 
 
 def main(arguments: "Sequence[str] | None" = None) -> int:
-    """Run the command line, and return the exit status.
+    """Run a command, and return the exit status.
 
-    What a command cannot do, it raises as an OSError; that, and misuse, ends with 2.
+    A command raises OSError, with a message for the user, if it cannot do its work.
+    Then the status is 2. On misuse, argparse exits with 2.
     """
-    sys.path[:0] = STANDARD_FOLDERS  # so that no command runs a person's own json.py
+    sys.path[:0] = STANDARD_FOLDERS  # so that no command imports a person's own json.py
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for paths it can't encode
+        # For paths with characters that the encoding does not have.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = command_line().parse_args(arguments)
         status: int = options.run(options)
         flush_stdout()
         return status
     except KeyboardInterrupt:
-        return 130  # as the shell says it
+        return 130  # as a shell returns for Ctrl-C
     except BrokenPipeError:
-        pass  # who reads it is gone, as with `| head -1`
+        pass  # the reader of the pipe has ended, as with `| head -1`
     except OSError as error:
         note(str(error))
     try:
         flush_stdout()
-    except OSError:  # else Python tries to write the rest at exit
+    except OSError:
+        # At exit, Python would try again to write the rest, and print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 2
 

@@ -31,6 +31,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import tracemalloc
 import types
 import unittest
 import urllib.parse
@@ -5973,10 +5974,6 @@ class TestInstall(Lone):
         self.assertIn(b"jupyter-client", b"".join(datagrams[1:]))
 
 
-def counter(library: str) -> bytes:
-    return f'python_popcon_library_used{{library="{library}"}}'.encode()
-
-
 class TestCollect(Lone):
     """The file of counts by itself, then the command as a process."""
 
@@ -6014,8 +6011,8 @@ class TestCollect(Lone):
         self.assertEqual(self.file.read_text(), textwrap.dedent("""\
             process_start_time_seconds 1000000000.000
             popcon_collect_last_alive_time_seconds 1000000007.500
-            python_popcon_library_used{library="numpy",namespace="physics"} 1
             python_popcon_library_used{library="numpy"} 2
+            python_popcon_library_used{library="numpy",namespace="physics"} 1
             python_popcon_library_used{library="pandas"} 1
             """))  # fmt: skip
 
@@ -6041,7 +6038,7 @@ class TestCollect(Lone):
         for rate in ("1", "0.1", ".5", "1.0", "0.25", "00.5", "0.00000000000000001"):
             self.counts.numbers.clear()
             self.add(f"{PREFIX}alpha:1|c|@{rate}")
-            self.assertEqual(self.counts.numbers, {counter("alpha"): 1 / float(rate)})
+            self.assertEqual(self.counts.numbers, {b"alpha": 1 / float(rate)})
 
     def test_what_no_popcon_sends_is_left_out(self) -> None:
         for line in [
@@ -6081,7 +6078,7 @@ class TestCollect(Lone):
         self.add(
             "rubbish", f"{PREFIX}{'x' * 200}:1|c", "rubbish", f"{PREFIX}2to3:1|c", ""
         )
-        self.assertEqual(self.counts.numbers, {counter("x" * 200): 1, counter("2to3"): 1})
+        self.assertEqual(self.counts.numbers, {b"x" * 200: 1, b"2to3": 1})
 
     def test_whatever_arrives_the_file_holds_names_and_can_be_read(self) -> None:
         random.seed(21)
@@ -6116,12 +6113,30 @@ class TestCollect(Lone):
             self.add(f"{PREFIX}gamma:1|c", f"{PREFIX}delta:1|c", f"{PREFIX}alpha:1|c")
         self.assertTrue(self.counts.is_changed)
         self.assertEqual(
-            self.counts.numbers, {counter("alpha"): 3, counter("beta"): 1}
+            self.counts.numbers, {b"alpha": 3, b"beta": 1}
         )
         self.assertEqual(self.counts.since, 1e9 + 100)
         self.assertEqual(
             said.getvalue(), "popcon: 2 names are enough: new ones are left out\n"
         )
+
+    def test_the_longest_names_take_little_memory(self) -> None:
+        number = 10_000
+
+        def add_all() -> None:
+            for one in range(number):
+                space = f"n{one:099}"
+                self.add(f"python_popcon.namespace.{space}.library_used.{'x' * 100}:1|c")
+            self.counts.save()
+
+        for step in (add_all, popcon.CountFile(str(self.file)).load):
+            tracemalloc.start()
+            step()
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            # All in all it is to be below 50 MB. Python and the source need 23 MB.
+            self.assertLess(peak / number * popcon.MOST_NAMES, 25e6)
+        self.assertEqual(len(self.counts.numbers), number)
 
     def since_after(self, life: float, gap: float) -> float:
         """Return by how much since when moves where nobody listened for so long."""
@@ -6591,7 +6606,7 @@ class UsageCase(Case):
             stack.enter_context(mock.patch.object(sys, "prefix", str(self.folder)))
             stack.enter_context(mock.patch.object(sys, "meta_path", [*sys.meta_path]))
             stack.enter_context(
-                mock.patch.object(popcon, "is_set_up", lambda: everyone)
+                mock.patch.object(popcon, "everyone_reports", lambda: everyone)
             )
             stack.enter_context(mock.patch.object(os, "isatty", lambda _: terminal))
             stack.enter_context(contextlib.redirect_stdout(out))
