@@ -251,7 +251,8 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
             folder = folder.rpartition(os.sep)[0]
     restore_finders(above)
     entries = []
-    for path, finder in list(sys.path_importer_cache.items()):
+    finders: dict[str, Any] = dict(sys.path_importer_cache)
+    for path, finder in finders.items():
         if not issubclass(type(finder), FileFinder):
             continue  # a zip archive, or a folder that is not there
         try:
@@ -774,9 +775,9 @@ def await_name_server(host: str, record_type: bytes) -> None:
     In that case this raises SilentNameServer.
     """
     resolv_conf = text_of("/etc/resolv.conf").split("\n")
-    queries = []
-    for number, name in enumerate(names_to_look_up(host, resolv_conf)):
-        queries.append(dns_query(number, name, record_type))
+    queries: list[bytes] = []
+    for name in names_to_look_up(host, resolv_conf):
+        queries.append(dns_query(len(queries), name, record_type))
     server = first_name_server(resolv_conf)
     socket = standard_socket()
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
@@ -1716,7 +1717,10 @@ def install(options: "argparse.Namespace") -> int:
             write_whole(path, [content])
             said.append(f"wrote {path}")
     # For -O and -OO, too: then no process of anybody has to compile or write it.
-    if compile_file(places.library, quiet=2, optimize=[0, 1, 2]):
+    compiled = []
+    for level in (0, 1, 2):
+        compiled.append(compile_file(places.library, quiet=2, optimize=level))
+    if all(compiled):
         said.append(f"compiled {places.library}")
     print("\n".join(said))
     who = "each session of IPython and Jupyter"

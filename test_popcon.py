@@ -2271,10 +2271,10 @@ nameserver 127.0.0.2
         self.assertEqual(self.names("statsd.mon.", search), ["statsd.mon."])
 
     def test_the_last_line_with_domains_is_in_force(self) -> None:
-        lines = ("search a b", "domain c", "options ndots:x timeout:1")
-        self.assertEqual(self.names("statsd", *lines), ["statsd.c", "statsd"])
-        lines = ("domain c", "search .")
-        self.assertEqual(self.names("statsd", *lines), ["statsd"])
+        names = self.names("statsd", "search a b", "domain c", "options ndots:x")
+        self.assertEqual(names, ["statsd.c", "statsd"])
+        names = self.names("statsd", "domain c", "search .")
+        self.assertEqual(names, ["statsd"])
 
     def test_a_name_server_that_refuses_is_not_waited_for(self) -> None:
         port = free_port(socket.SOCK_DGRAM)
