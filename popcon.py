@@ -3042,8 +3042,8 @@ def section(
     """Return the title and the rows of a section of the table."""
     title, limit = GROUPS[group]
     title = title.format(some(options.at_most, "process", "processes"))
-    number = f"{len(members):,}, {size_of(members)}".rstrip(", ")
-    lines = ["", f"{title} ({number})"]
+    number = some(len(members), "library", "libraries")
+    lines = ["", f"{title} ({number}, {size_of(members)})".replace(", )", ")")]
     rows: dict[str, list[Library]] = {}
     for library in members:
         rows.setdefault(library.row, []).append(library)

@@ -7380,7 +7380,7 @@ class TestUsage(UsageCase):
         self.assertRegex(text, f"in {self.folder}: 1 library\n")
         rows = self.section("Cannot be judged", text)
         self.assertEqual(rows, ["bare has no RECORD of its files"])
-        self.assertIn("\nCannot be judged (1)\n", text)
+        self.assertIn("\nCannot be judged (1 library)\n", text)
 
     def test_rows_that_ask_for_nothing_are_one_line(self) -> None:
         counts: Any = {f"used-{number}": number + 1 for number in range(25)}
@@ -7397,7 +7397,7 @@ class TestUsage(UsageCase):
         self.assertEqual(len(self.section("Can go", text)), 25)
         unknown = self.section("Cannot be judged", text)
         self.assertEqual((len(unknown), unknown[-1]), (21, "5 more: --all lists them"))
-        self.assertIn("\nNeeded by others (25, 0.0 MB): --all lists them\n", text)
+        self.assertIn("\nNeeded by others (25 libraries, 0.0 MB): --all lists them\n", text)
         absent = self.section("Counted, but not installed here", text)
         self.assertEqual((len(absent), absent[-1]), (6, "18 more: --all lists them"))
         everything = self.printed("--all")
