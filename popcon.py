@@ -4,13 +4,13 @@
 
 When a Python process ends, and after each cell of IPython, popcon works out which
 installed libraries were imported in it, and adds one to a global counter for each,
-over the statsd protocol. UDP datagrams like this one are all that it sends there:
+over the statsd protocol. UDP datagrams like this one are all that the server gets:
 
     python_popcon.library_used.numpy:1|c
     python_popcon.library_used.pandas:1|c
 
 They hold no user, process, time or file name. A person's own code is named only if it
-is installed as a library is, and not editable.
+was installed by pip, say, and not as an editable install.
 
 To switch it on, run 'python popcon.py install', or write at the top of a script
 'import popcon; popcon.setup_reporter()'. Then set the host. To switch it off, leave
@@ -30,8 +30,8 @@ of that runs in people's processes. What stands below the line 'the command line
 only for those who type a command.
 """
 
-# If a shell runs this file by mistake, this parenthesis is a syntax error: it does not
-# get to import, which is a program on some systems.
+# This stays before the imports: if a shell runs this file by mistake, the parenthesis is
+# a syntax error, so it does not get to import, which is a program on some systems.
 __all__ = ("report", "setup_reporter", "used_libraries")
 __version__ = "3.0.0"
 
@@ -64,15 +64,17 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     Paths = Iterable[str]  # relative to an entry of sys.path, as in RECORD
-    Owned = Iterator[tuple[str, Paths]]  # a library, and paths that it owns
+    Answers = Iterator[tuple[str, Paths]]  # a library, and paths that it owns
 
 
 # ---- sys.modules -> the files that were executed ------------------------------------
 
 ModuleType = type(sys)
-# What reads the namespace of a module or a class, even if it has another __dict__.
+# Descriptors that read the real namespace of a module or a class, even if its __dict__
+# is overridden.
 MODULE_NAMESPACE = vars(ModuleType)["__dict__"]
 CLASS_NAMESPACE = vars(type)["__dict__"]
+FunctionType = type(lambda: None)
 
 # Most standard modules are told by their names. These folders catch the others, such as
 # _sysconfigdata_*.
@@ -91,7 +93,7 @@ def executed_files(modules: "Mapping[Any, object]") -> "set[str]":
     only when somebody uses them. If a top-level module has no file, since a custom
     loader made it, its name is returned instead.
     """
-    # () if there are no lazy modules: then nothing is a subclass of it.
+    # () if there are no lazy modules: issubclass(x, ()) is False.
     util = namespace_of(sys.modules.get("importlib.util"))
     lazy_module = util.get("_LazyModule", ())
     files = set()
@@ -115,8 +117,6 @@ def executed_file(name: str, module: object) -> "str | None":
 
     Raises UnicodeEncodeError for a path that no file can have.
     """
-    if module is None:
-        return None  # somebody has forbidden to import it
     namespace = namespace_of(module)
     spec = namespace.get("__spec__")
     file = namespace.get("__file__")
@@ -124,7 +124,8 @@ def executed_file(name: str, module: object) -> "str | None":
         if not was_executed(spec, namespace):
             return None
         # Some modules change their __file__, as tlz does. Others have the spec of
-        # another module, so its name must be the same. ("==" could run foreign code.)
+        # another module, so its name must be the same. "is" runs no foreign code, as
+        # "==" could.
         if spec.has_location and (file is None or spec.name is name):
             file = spec.origin
         if file is None and "." not in name and has_custom_loader(spec):
@@ -132,8 +133,8 @@ def executed_file(name: str, module: object) -> "str | None":
     elif name in ("__main__", "__mp_main__"):
         return None  # a script is a person's own; what "python -m" runs has a spec
     elif file is None and "." not in name and is_defined_in(name, module):
-        # The module has put another object in its own place, as sh does. A stub, as
-        # tests put it there, is defined elsewhere.
+        # The module has replaced itself in sys.modules by another object, as sh does.
+        # What somebody else puts there, such as a test's stub, is defined elsewhere.
         found = PathFinder.find_spec(name)
         file = found and found.origin
     if type(file) is not str or os.sep not in file:
@@ -159,7 +160,7 @@ def is_defined_in(name: str, item: "Any") -> bool:
 
     Runs no code of it.
     """
-    if type(item) is type(is_defined_in):
+    if type(item) is FunctionType:
         module = item.__module__
     else:
         if not issubclass(type(item), type):
@@ -172,8 +173,8 @@ def was_executed(spec: "ModuleSpec", namespace: "dict[str, Any]") -> bool:
     """Tell whether a module was executed, and not merely created from its source.
 
     The *-nspkg.pth files of older namespace packages do the latter. exec() adds
-    __builtins__ to a namespace, and import adds _initializing to a spec. A module that
-    puts another one in its own place, as transformers does, passes on the spec alone.
+    __builtins__ to a namespace, and import adds _initializing to a spec. If a module
+    replaced itself by another one, as transformers does, that has only the spec.
     """
     if type(spec.loader) not in (SourceFileLoader, SourcelessFileLoader):
         return True
@@ -211,23 +212,23 @@ def owners(new: "set[str]", earlier: "Iterable[str]" = ()) -> "dict[str, set[str
             entry.ask_package_managers,
             entry.ask_names,
         ):
-            paths = paths_below(entry.path, unowned)
-            wanted = {path for path in paths if paths[path] in new}
-            if not wanted:
+            file_of = paths_below(entry.path, unowned)
+            new_paths = {path for path in file_of if file_of[path] in new}
+            if not new_paths:
                 break
-            for library, owned in answers(ask, paths, wanted):
-                files = {paths[path] for path in owned}
+            for library, paths in answers(ask, file_of, new_paths):
+                files = {file_of[path] for path in paths}
                 found.setdefault(library, set()).update(files)
                 unowned -= files
-    names = {name for name in new if os.sep not in name}
-    for library, owned in answers(ask_packages_distributions, names, names):
+    names = {name for name in unowned if os.sep not in name}
+    for library, owned in answers(ask_packages_distributions, names, names & new):
         found.setdefault(library, set()).update(owned)
     found.pop("", None)  # an editable install, or a library without a valid name
     return found
 
 
 def answers(
-    ask: "Callable[[Paths, Paths], Owned]", paths: "Paths", wanted: "Paths"
+    ask: "Callable[[Paths, Paths], Answers]", paths: "Paths", wanted: "Paths"
 ) -> "list[tuple[str, Paths]]":
     """Ask about the owners of paths, and return nothing if that fails."""
     try:
@@ -238,7 +239,7 @@ def answers(
 
 
 def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
-    """Return the folders on sys.path that hold metadata and some of the files.
+    """Return the folders that Python searches, and that hold metadata and some files.
 
     Outer ones come first since a library owns the libraries that it brings along in a
     folder of its own, even if it puts that folder on sys.path.
@@ -252,7 +253,7 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
     restore_finders(above)
     entries = []
     finders: dict[str, Any] = dict(sys.path_importer_cache)
-    for path, finder in finders.items():
+    for name, finder in finders.items():
         if not issubclass(type(finder), FileFinder):
             continue  # a zip archive, or a folder that is not there
         try:
@@ -264,20 +265,20 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
                 if entry.unread:
                     entries.append(entry)
         except Exception as error:
-            debug(f"cannot tell what is installed in {path}: {error!r}")
+            debug(f"cannot tell what is installed in {name}: {error!r}")
     return sorted(entries, key=lambda entry: len(entry.path))
 
 
 def restore_finders(folders: "set[str]") -> None:
-    """Let Python list those of the folders on sys.path whose finders are gone.
+    """Let Python list those folders on sys.path that it has no finders of any more.
 
-    That is so if somebody has emptied sys.path_importer_cache. The next import of any
-    module would do the same.
+    That is so if somebody has emptied sys.path_importer_cache. The next import would
+    make them anew as well.
     """
     try:
         for path in folders.intersection(sys.path):
             if path not in sys.path_importer_cache:
-                PathFinder.find_spec("popcon", [path])
+                PathFinder.find_spec("any", [path])
     except Exception as error:
         debug(f"cannot list the folders on sys.path: {error!r}")
 
@@ -310,11 +311,12 @@ class PathEntry:
             if name.endswith(METADATA_SUFFIXES):
                 self.unread.add(Distribution(path, name))
 
-    # Ways to ask for owners. Each takes the paths of all modules without an owner, and
-    # among them those of new modules, which decide whom to ask. It yields libraries,
-    # each with the paths that it owns.
+    # Ways to ask for owners. Each yields libraries, and which of the paths they own.
+    #
+    # paths: of all modules that are still without an owner
+    # wanted: the new ones among them; only these decide what is read
 
-    def ask_namesakes(self, paths: "Paths", wanted: "Paths") -> "Owned":
+    def ask_namesakes(self, paths: "Paths", wanted: "Paths") -> "Answers":
         """Read the RECORDs of distributions that are called like a module.
 
         Names come first because reading all RECORDs may take seconds on a network file
@@ -324,7 +326,7 @@ class PathEntry:
         likely = {one for one in self.unread if one.short_name in tops}
         return self.ask_records(likely, paths, wanted)
 
-    def ask_lookalikes(self, paths: "Paths", wanted: "Paths") -> "Owned":
+    def ask_lookalikes(self, paths: "Paths", wanted: "Paths") -> "Answers":
         """Read the RECORDs of distributions whose name resembles that of a module.
 
         So python-dateutil resembles dateutil, scikit-learn resembles sklearn, and
@@ -343,13 +345,13 @@ class PathEntry:
                 likely.add(one)
         return self.ask_records(likely, paths, wanted)
 
-    def ask_all_others(self, paths: "Paths", wanted: "Paths") -> "Owned":
+    def ask_all_others(self, paths: "Paths", wanted: "Paths") -> "Answers":
         """Read the RECORDs that have not been read so far."""
         return self.ask_records(self.unread, paths, wanted)
 
     def ask_records(
         self, distributions: "set[Distribution]", paths: "Paths", wanted: "Paths"
-    ) -> "Owned":
+    ) -> "Answers":
         """Read RECORDs (PEP 376), and yield the libraries that list some paths."""
         self.unread = self.unread - distributions
         tops = tuple(map(os.fsencode, top_levels(wanted)))
@@ -357,14 +359,14 @@ class PathEntry:
             record = distribution.read("RECORD")
             if not record:
                 self.without_record.append(distribution)
-            # Search the bytes first: parsing each RECORD is slower, if tops are few.
-            may_list = record.startswith(tops) or b'"' in record
-            if may_list or len(tops) > 5 or any(b"\n" + top in record for top in tops):
-                listed = listed_paths(decoded(record)).intersection(paths)
-                if listed:
-                    yield distribution.name(), listed
+                continue
+            if len(tops) < 6 and not may_list(record, tops):
+                continue
+            listed = listed_paths(decoded(record)).intersection(paths)
+            if listed:
+                yield distribution.name(), listed
 
-    def ask_package_managers(self, paths: "Paths", wanted: "Paths") -> "Owned":
+    def ask_package_managers(self, paths: "Paths", wanted: "Paths") -> "Answers":
         """Read the lists of files that dpkg and conda keep of their packages.
 
         Debian leaves out most RECORDs, and conda some. There a library owns what is in
@@ -381,7 +383,7 @@ class PathEntry:
                         package = text_of(lists + name).replace('"', "\n")
                         yield from self.in_package(package, folder, paths)
 
-    def in_package(self, package: str, folder: str, paths: "Paths") -> "Owned":
+    def in_package(self, package: str, folder: str, paths: "Paths") -> "Answers":
         """Yield the libraries in a package, a list with one path per line."""
         for distribution in self.without_record:
             if f"\n{folder}/{distribution.info}" in package:
@@ -392,7 +394,7 @@ class PathEntry:
                 if listed:
                     yield distribution.name(), listed
 
-    def ask_names(self, paths: "Paths", wanted: "Paths") -> "Owned":
+    def ask_names(self, paths: "Paths", wanted: "Paths") -> "Answers":
         """Look at top-level names alone, for libraries without any list of files."""
         if not self.path.endswith(("site-packages", "dist-packages", ".egg")):
             return  # an .egg-info elsewhere belongs to somebody's own source tree
@@ -415,9 +417,37 @@ class PathEntry:
                 yield library, [path]
 
 
+def ask_packages_distributions(modules: "Paths", wanted: "Paths") -> "Answers":
+    """Ask importlib.metadata, which is slow, who owns modules without a file.
+
+    This is done only if a custom finder of distributions is on sys.meta_path, whose
+    module has loaded importlib.metadata. Finders that look in folders do not count:
+    Python's own, and that of the backport importlib_metadata.
+    """
+    metadata = sys.modules.get("importlib.metadata")
+    if not wanted or metadata is None:
+        return
+    finders = set()
+    for finder in sys.meta_path:
+        if hasattr(finder, "find_distributions"):
+            finders.add(getattr(finder, "__name__", type(finder).__name__))
+    if finders - {"PathFinder", "MetadataPathFinder"}:
+        libraries = metadata.packages_distributions()
+        for module in modules:
+            for name in libraries.get(module, ()):
+                yield normalized(name), [module]
+
+
 def top_levels(paths: "Iterable[str]") -> "set[str]":
     """Return the names of top-level modules and packages, such as six for six.py."""
     return {path.partition("/")[0].partition(".")[0] for path in paths}
+
+
+def may_list(record: bytes, tops: "tuple[bytes, ...]") -> bool:
+    """Tell whether a path in a RECORD may begin so. Faster than parsing, if tops are few."""
+    if record.startswith(tops) or b'"' in record:
+        return True
+    return any(b"\n" + top in record for top in tops)
 
 
 def has_letters(name: str, module: str) -> bool:
@@ -426,8 +456,8 @@ def has_letters(name: str, module: str) -> bool:
         return True
     if name[:1] != module[:1]:
         return False  # that would be far-fetched
-    rest = iter(name)
-    return all(letter in rest for letter in module)  # each search goes on from the last
+    rest = iter(name)  # "in" takes the letters up to the one that it finds
+    return all(letter in rest for letter in module)
 
 
 def listed_paths(record: str) -> "set[str]":
@@ -440,27 +470,6 @@ def listed_paths(record: str) -> "set[str]":
                 path = line[1:].partition('",')[0]
                 paths.add(path.replace('""', '"'))
     return paths
-
-
-def ask_packages_distributions(modules: "Paths", _: "Paths") -> "Owned":
-    """Ask importlib.metadata, which is slow, who owns modules without a file.
-
-    This is done only if a custom finder of distributions is on sys.meta_path, whose
-    module has loaded importlib.metadata. Finders that look in folders do not count:
-    Python's own, and that of the backport importlib_metadata.
-    """
-    metadata = sys.modules.get("importlib.metadata")
-    if not modules or metadata is None:
-        return
-    finders = set()
-    for finder in sys.meta_path:
-        if hasattr(finder, "find_distributions"):
-            finders.add(getattr(finder, "__name__", type(finder).__name__))
-    if finders - {"PathFinder", "MetadataPathFinder"}:
-        libraries = metadata.packages_distributions()
-        for module in modules:
-            for name in libraries.get(module, ()):
-                yield normalized(name), [module]
 
 
 class Distribution:
@@ -559,12 +568,7 @@ def text_of(path: str) -> str:
     return decoded(read(path))
 
 
-# ---- libraries -> statsd lines -> datagrams -> socket -------------------------------
-
-DATAGRAM = 1232  # bytes: the smallest IPv6 MTU, 1280, less the headers of IPv6 and UDP
-PATIENCE = 1.0  # seconds that a name server, or another thread, may hold up a report
-SILENCE = 600.0  # seconds until a name server that was silent is asked again
-NAME_SERVER_PORT = 53
+# ---- settings -----------------------------------------------------------------------
 
 # Environment variables, named as those of popularity-contest, which popcon succeeds.
 HOST = "PYTHON_POPCONTEST_STATSD_HOST"
@@ -600,7 +604,7 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
-# The default, what tells whether a value is valid, and in words what is valid.
+# For each: its default, a function that validates a value, and what is valid, in words.
 SETTINGS: "dict[str, tuple[str, Callable[[str], bool], str]]" = {
     HOST: (
         "",
@@ -653,6 +657,14 @@ def debug(message: str) -> None:
             os.write(sys.stderr.fileno(), content)
     except Exception:
         pass  # there is no stderr, or it or os.environ is an object of somebody's own
+
+
+# ---- libraries -> statsd lines -> datagrams -> socket -------------------------------
+
+DATAGRAM = 1232  # bytes: the smallest IPv6 MTU, 1280, less the headers of IPv6 and UDP
+PATIENCE = 1.0  # seconds that a name server, or another thread, may hold up a report
+SILENCE = 600.0  # seconds until a name server that was silent is asked again
+NAME_SERVER_PORT = 53
 
 
 def statsd_line(library: str, prefix: str, rate: str = "1") -> bytes:
@@ -711,7 +723,7 @@ def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
         name = host.encode("ascii")
         return sorted(socket.getaddrinfo(name, port, family, socket.SOCK_DGRAM))
 
-    # No name has a colon, so no name server is asked for it either.
+    # With a colon it is an address, too, if perhaps a wrong one.
     if ":" in host or is_address(host) or is_in_hosts_file(host):
         return addresses(socket.AF_UNSPEC)  # sorted, so that IPv4 comes first
     await_name_server(host, TYPE_A)
@@ -746,7 +758,8 @@ def is_in_hosts_file(host: str) -> bool:
 def standard_socket() -> "Any":
     """Return the module _socket, preferably the standard library's.
 
-    The module socket takes long to import, and gevent may have replaced parts of it.
+    The module socket takes long to import, and gevent may have replaced parts of it. A
+    plain import might find a file of that name in a person's folder.
     """
     if "_socket" not in sys.modules:
         spec: Any = BuiltinImporter.find_spec("_socket")
@@ -783,14 +796,14 @@ def await_name_server(host: str, record_type: bytes) -> None:
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     udp = socket.socket(family, socket.SOCK_DGRAM)
     deadline = time.monotonic() + PATIENCE
-    has_record = {}  # by the number of the query
+    has_record = {}  # by the number of the query, its first two bytes
     try:
         udp.connect((server, NAME_SERVER_PORT))
         for query in queries:
             udp.send(query)
-        for query in queries:
+        for query in queries:  # in the order of getaddrinfo()
             number = query[:2]
-            while number not in has_record:
+            while number not in has_record:  # answers come in any order
                 udp.settimeout(max(0.001, deadline - time.monotonic()))
                 answer = udp.recv(512)
                 has_record[answer[:2]] = any(answer[6:8])  # the count of records
@@ -878,9 +891,9 @@ class Reporter:
 
     def begin_baseline(self) -> None:
         """Make what is loaded now the baseline. What was sent stays sent."""
-        self.reported = newest_module()  # at the last report
-        # Files, or None until somebody looks at the modules of then: to look at all
-        # modules in a forked child would copy many pages of memory.
+        self.mark = modules_mark()  # of the last report
+        # Files, or None until somebody looks at the modules up to the mark: to look at
+        # all modules in a forked child would copy many pages of memory.
         self.baseline = None
         self.seen: set[str] = set()  # files beyond the baseline that were looked up
         self.used: set[str] = set()  # libraries
@@ -896,15 +909,7 @@ class Reporter:
         if not self.is_set_up:
             self.is_set_up = True
             self.baseline = executed_files(loaded_since("", shell))
-            register_unseen(self.report_at_exit)
-            if hasattr(os, "register_at_fork"):
-                os.register_at_fork(
-                    before=self.hold_sigterm,
-                    after_in_parent=self.free_sigterm,
-                    after_in_child=self.begin_in_child,
-                )
-            self.report_when_workers_end()
-            self.handle_sigterm()
+            self.arrange_reports()
         elif is_new_session and self.baseline is not None:  # it is None after a fork
             session = loaded_since(("ipykernel", "IPython.terminal.ipapp"), shell)
             self.baseline |= executed_files(session)
@@ -912,28 +917,44 @@ class Reporter:
             self.shell = shell
             shell.events.register("post_execute", self.report_after_cell)
 
+    def arrange_reports(self) -> None:
+        """Arrange for reports at the end of this process, and of its children."""
+        register_unseen(self.report_at_exit)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(
+                before=self.hold_sigterm,
+                after_in_parent=self.release_sigterm,
+                after_in_child=self.begin_in_child,
+            )
+        self.report_when_workers_end()  # if this is one, of a forkserver for instance
+        self.handle_sigterm()
+
     def update(self) -> None:
         """Find out which libraries were used since the last time."""
         baseline = self.baseline
         if baseline is None:
-            baseline = executed_files(modules_up_to(self.reported))
+            baseline = executed_files(modules_up_to(self.mark))
             self.baseline = baseline
         new = executed_files(dict(sys.modules)) - baseline - self.seen
         if not new:
             return
+        used = set()
         for library, files in owners(new, baseline).items():
             if files.isdisjoint(baseline):
-                self.used.add(library)
+                used.add(library)
         if ipython_shell() is not None:
             if not self.shell_libraries:
-                self.shell_libraries = shell_libraries(baseline | new)
-            self.used -= self.shell_libraries
+                self.shell_libraries = required_by_shell(baseline | new)
+            used -= self.shell_libraries
+        self.used |= used
         self.seen |= new
 
     def report(self) -> "list[str]":
         """Send what was not sent yet, and return those libraries. Never raises."""
-        if not self.lock.acquire(timeout=PATIENCE):
-            return []  # another report is being made
+        lock = self.lock  # a child that a signal handler forks meanwhile has another
+        if not lock.acquire(timeout=PATIENCE):
+            debug("nothing sent: another report is being made")
+            return []
         try:
             return self.send_new()
         except (OSError, ValueError) as error:
@@ -941,7 +962,7 @@ class Reporter:
         except Exception as error:
             debug(f"nothing sent: {error!r}")
         finally:
-            self.lock.release()
+            lock.release()
             if self.is_ending:
                 _signal.raise_signal(_signal.SIGTERM)
         return []
@@ -951,8 +972,8 @@ class Reporter:
 
         Raises ValueError if there is nothing to send, OSError if it cannot be sent.
         """
-        newest = newest_module()
-        if self.baseline is None and newest == self.reported:
+        mark = modules_mark()
+        if self.baseline is None and mark == self.mark:
             # Nothing to send, and no page of memory was copied to find that out.
             raise ValueError("nothing was loaded since the last report, or a fork")
         if opted_out():
@@ -968,37 +989,41 @@ class Reporter:
         if self.draw >= float(rate):
             raise ValueError(f"this process is not in the sample of {rate}")
         self.update()
-        self.reported = newest
-        lines = {}
+        self.mark = mark
+        library_of = {}
         for library in sorted(self.used - self.sent):
-            lines[statsd_line(library, prefix, rate)] = library
-        if not lines:
+            library_of[statsd_line(library, prefix, rate)] = library
+        if not library_of:
             raise ValueError("no library was used, or none since the last report")
         if time.monotonic() < self.no_look_up_before:
             raise OSError("the name server was silent a while ago")
-        self.send_lines(lines, host, port)
-        return list(lines.values())
+        self.send_lines(library_of, host, port)
+        return list(library_of.values())
 
-    def send_lines(self, lines: "Mapping[bytes, str]", host: str, port: int) -> None:
+    def send_lines(
+        self, library_of: "Mapping[bytes, str]", host: str, port: int
+    ) -> None:
         """Send lines, and note which of their libraries were sent. Raises OSError."""
-        packets = datagrams(lines)
+        packets = datagrams(library_of)
         try:
             send(packets, host, port)
         except SilentNameServer:
             self.no_look_up_before = time.monotonic() + SILENCE
             raise
         finally:
-            unsent = b"\n".join(packets).split(b"\n")
-            for line, library in lines.items():
+            # send() has removed what it sent.
+            unsent = set(b"\n".join(packets).split(b"\n"))
+            for line, library in library_of.items():
                 if line not in unsent:
                     self.sent.add(library)
                     debug(f"sent {line.decode()} to {host}:{port}")
 
-    # Python, IPython and multiprocessing call what follows: no exception may escape.
+    # Python, IPython and multiprocessing call the next three methods, from which no
+    # exception may escape.
 
     def report_at_exit(self) -> None:
         try:
-            self.no_look_up_before = 0.0  # it is the last chance
+            self.no_look_up_before = 0.0  # this is the last chance
             self.report()
         except BaseException:  # Ctrl-C, for instance: the process is ending already
             debug("stopped")
@@ -1006,7 +1031,7 @@ class Reporter:
     def report_after_cell(self) -> None:
         """Report what a cell has loaded: a killed kernel runs nothing at exit."""
         try:
-            if newest_module() != self.reported:
+            if modules_mark() != self.mark:
                 self.report()
         except BaseException:  # IPython would show it, Ctrl-C too
             debug("stopped")
@@ -1021,7 +1046,7 @@ class Reporter:
         except Exception as error:
             debug(f"not set up in a child: {error!r}")
         finally:
-            self.free_sigterm()
+            self.release_sigterm()
 
     def report_when_workers_end(self) -> None:
         """Let the workers of multiprocessing report: they run no atexit functions.
@@ -1046,7 +1071,8 @@ class Reporter:
         """Let SIGTERM report, if that is switched on, and nobody handles it."""
         handler = _signal.getsignal(_signal.SIGTERM)
         is_unhandled = type(handler) is int and handler == _signal.SIG_DFL
-        is_worker = "--multiprocessing-fork" in sys.orig_argv
+        # So multiprocessing and multiprocess start workers, and the forkserver of some.
+        is_worker = any(word.startswith("from multiprocess") for word in sys.orig_argv)
         if is_on(SIGTERM_SWITCH) and is_unhandled and not is_worker:
             self.sigterm_handler = self.report_at_sigterm
             self.set_sigterm(self.sigterm_handler)
@@ -1066,17 +1092,11 @@ class Reporter:
             if _signal.SIGTERM not in blocked:
                 self.forking.add(_thread.get_ident())
 
-    def free_sigterm(self) -> None:
+    def release_sigterm(self) -> None:
         thread = _thread.get_ident()
         if thread in self.forking:
             self.forking.remove(thread)
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGTERM])
-
-    def set_sigterm(self, handler: "Any") -> None:
-        try:
-            _signal.signal(_signal.SIGTERM, handler)
-        except ValueError as error:  # only the main thread may do that
-            debug(f"cannot change what SIGTERM does: {error}")
 
     def report_at_sigterm(self, number: int, frame: object) -> None:
         """Report, and end by the signal all the same."""
@@ -1087,59 +1107,65 @@ class Reporter:
             self.set_sigterm(_signal.SIG_DFL)
             _signal.raise_signal(_signal.SIGTERM)
 
+    def set_sigterm(self, handler: "Any") -> None:
+        try:
+            _signal.signal(_signal.SIGTERM, handler)
+        except ValueError as error:  # only the main thread may do that
+            debug(f"cannot change what SIGTERM does: {error}")
+
+
+def modules_mark() -> "tuple[int, object]":
+    """Return what changes when a module is loaded: their number, and the newest name."""
+    return len(sys.modules), next(reversed(sys.modules), None)
+
+
+def modules_up_to(mark: "tuple[int, Any]") -> "dict[Any, object]":
+    """Return the modules that were loaded when modules_mark() returned this mark."""
+    number, newest = mark
+    modules = dict(sys.modules)
+    names = list(modules)[: number - 1]  # which stood before the newest one
+    if newest in names:
+        # Some of them have been removed since, so later ones have moved up.
+        names = names[: names.index(newest)]
+    if newest in modules:
+        names.append(newest)
+    return {name: modules[name] for name in names}
+
 
 def register_unseen(function: "Callable[[], None]") -> None:
     """Register a function to be called at exit, unseen by debuggers and coverage.
 
     A debugger would stop in it otherwise, and coverage warns if its trace function is
-    not given back. A function in Python that takes the trace function away would be
-    traced itself, so all others that are registered here are in C. map() is lazy:
-    extend() runs it at exit, with the values of then. atexit calls in reverse order, so
-    read the steps from the bottom up.
+    not given back. At exit these steps are taken:
+
+    1. Debuggers that use sys.monitoring are told of no more events.
+    2. The trace function is kept. (call_tracing() merely calls gettrace() here.)
+    3. The trace function is taken away.
+    4. The function is called.
+    5. The trace function is given back.
+
+    atexit takes the steps in reverse order. A function in Python would be traced, so
+    the others are in C: map() is lazy, and extend() runs it at exit.
     """
     traces: list[Any] = []
     ignored: list[object] = []
-    # In the end, the trace function is given back.
-    atexit.register(ignored.extend, map(sys.settrace, traces))
-    atexit.register(function)
-    # Before, it is kept, and taken away. call_tracing() merely calls gettrace().
-    atexit.register(sys.settrace, None)
-    atexit.register(traces.extend, map(sys.call_tracing, [sys.gettrace], [()]))
-    # First, a debugger that uses sys.monitoring is told of no more events, as pdb may.
+    atexit.register(ignored.extend, map(sys.settrace, traces))  # 5
+    atexit.register(function)  # 4
+    atexit.register(sys.settrace, None)  # 3
+    atexit.register(traces.extend, map(sys.call_tracing, [sys.gettrace], [()]))  # 2
     monitoring = getattr(sys, "monitoring", None)
     if monitoring is not None:
         debuggers = filter(monitoring.get_tool, [monitoring.DEBUGGER_ID])
-        atexit.register(ignored.extend, map(monitoring.set_events, debuggers, [0]))
-
-
-def newest_module() -> "tuple[int, object]":
-    """Return a mark that changes when a module is loaded. Looks into no module."""
-    return len(sys.modules), next(reversed(sys.modules), None)
-
-
-def modules_up_to(newest: "tuple[int, Any]") -> "dict[Any, object]":
-    """Return the modules that were loaded when newest_module() returned this."""
-    number, name = newest
-    number -= 1  # of those before it
-    modules = dict(sys.modules)
-    names = list(modules)  # in the order in which their imports ended
-    if name in modules:
-        # Some before it may have been removed since. If more stand before it, then its
-        # import ended later, or it was reloaded, which puts it at the end.
-        number = min(number, names.index(name))
-        names.remove(name)
-        names.insert(number, name)
-        number += 1
-    return {key: modules[key] for key in names[:number]}
+        atexit.register(ignored.extend, map(monitoring.set_events, debuggers, [0]))  # 1
 
 
 def ipython_shell() -> "Any":
     """Return the IPython shell that this process runs, or None. Imports nothing."""
     module = sys.modules.get("IPython.core.interactiveshell")
-    shell = namespace_of(module).get("InteractiveShell")
-    if shell is None or not shell.initialized():
+    shell_class = namespace_of(module).get("InteractiveShell")
+    if shell_class is None or not shell_class.initialized():
         return None
-    return shell.instance()
+    return shell_class.instance()
 
 
 def loaded_since(start: "str | tuple[str, ...]", shell: "Any") -> "dict[Any, object]":
@@ -1147,11 +1173,11 @@ def loaded_since(start: "str | tuple[str, ...]", shell: "Any") -> "dict[Any, obj
 
     Those are left out that a person's IPython extensions have loaded.
     """
-    chosen = loaded_by_extensions(shell)
+    by_extensions = loaded_by_extensions(shell)
     modules: dict[Any, object] = {}
     for name, module in dict(sys.modules).items():
         has_begun = bool(modules) or str(name).startswith(start)
-        if has_begun and name not in chosen:
+        if has_begun and name not in by_extensions:
             modules[name] = module
     return modules
 
@@ -1168,7 +1194,7 @@ def loaded_by_extensions(shell: "Any") -> "set[Any]":
     since_shell: list[Any] = []  # the last module of the shell, and those after it
     for name in list(sys.modules):
         if str(name).startswith(("IPython.", "ipykernel")):
-            since_shell = [name]
+            since_shell = [name]  # a later one: begin again
         elif since_shell:
             since_shell.append(name)
         if name in extensions:
@@ -1176,7 +1202,7 @@ def loaded_by_extensions(shell: "Any") -> "set[Any]":
     return found
 
 
-def shell_libraries(files: "Iterable[str]") -> "set[str]":
+def required_by_shell(files: "Iterable[str]") -> "set[str]":
     """Return IPython, ipykernel and all that they require.
 
     In a session, a person's import of one of these cannot be told from the shell's own.
@@ -1185,7 +1211,7 @@ def shell_libraries(files: "Iterable[str]") -> "set[str]":
     """
     installed: dict[str, list[Distribution]] = {}
     for entry in path_entries(files):
-        for distribution in entry.unread:
+        for distribution in entry.unread:  # all: the entry is new
             installed.setdefault(distribution.short_name, []).append(distribution)
     required: set[str] = set()
     queue = ["ipython", "ipykernel"]
@@ -1548,8 +1574,10 @@ def compiled(source: "str | bytes", file: str) -> "Any":
 class Rehearsal(Reporter):
     """A reporter that prints on stderr what it would send."""
 
-    def send_lines(self, lines: "Mapping[bytes, str]", host: str, port: int) -> None:
-        for line in lines:
+    def send_lines(
+        self, library_of: "Mapping[bytes, str]", host: str, port: int
+    ) -> None:
+        for line in library_of:
             print(line.decode(), file=sys.stderr)
 
 

@@ -1615,7 +1615,7 @@ class Distribution(metadata.Distribution):
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name in ("virtual", "virtual.part", "mine"):
+        if name in ("virtual", "virtual.part", "second", "mine"):
             return machinery.ModuleSpec(name, self, is_package=True)
 
     def create_module(self, spec):
@@ -1625,7 +1625,7 @@ class Finder:
         pass
 
     def find_distributions(self, context=None):
-        return [Distribution("Vir.tual", "virtual"), Distribution("other", "other")]
+        return [Distribution("Vir.tual", "virtual second"), Distribution("other", "other")]
 
 sys.meta_path.insert(0, Finder())
 asked = metadata.packages_distributions
@@ -1642,6 +1642,10 @@ metadata.packages_distributions = packages_distributions
     def test_a_library_of_the_finder_counts_beside_a_module_of_none(self) -> None:
         code = f"{self.FINDER}import virtual, mine"
         self.assert_used(code, "vir-tual", printed="asked")
+
+    def test_a_library_of_the_finder_that_was_loaded_before_does_not_count(self) -> None:
+        before = f"{self.FINDER}import second"
+        self.assert_used("import virtual", before=before, printed="asked")
 
     def test_a_module_does_not_count_that_no_library_of_the_finder_has(self) -> None:
         self.assert_used(f"{self.FINDER}import mine", printed="asked")
@@ -2093,7 +2097,10 @@ Socket.failure = None
             with popcon._reporter.lock:
                 print(popcon.report())
             """
-        self.assert_sends(code, "alpha", out="[]\n")
+        ended = self.run_with_popcon(code, **DEBUG)
+        self.assertEqual((ended.names, ended.out), (["alpha"], "[]\n"))
+        said = "popcon: nothing sent: another report is being made\n"
+        self.assertEqual(ended.err.splitlines(keepends=True)[0], said)
 
     # The name server
 
@@ -2831,11 +2838,11 @@ popcon.executed_files = popcon.setting = cry_out
         code = """
             import popcon; popcon.setup_reporter()
             import alpha, os, sys
-            popcon.newest_module = None
+            popcon.modules_mark = None
             if not os.fork():
                 os._exit(0)
             print(os.wait()[1])
-            del popcon.newest_module
+            del popcon.modules_mark
             """
         ended = self.run_program(code)
         self.assertEqual((ended.out, ended.err, ended.status), ("0\n", "", 0))
@@ -3978,6 +3985,7 @@ class TestSigterm(Libraries):
     def test_workers_of_multiprocessing_are_left_alone(self) -> None:
         self.assertEqual(self.run_workers("fork"), ["alpha"])
         self.assertEqual(self.run_workers("spawn"), ["alpha"])
+        self.assertEqual(self.run_workers("forkserver"), ["alpha"])
 
     def test_a_worker_that_forks_is_left_alone(self) -> None:
         code = """
@@ -4351,7 +4359,7 @@ print(hooks.count(popcon._reporter.report_after_cell))
 
         Its popcon fails in the end, and no cell shows it.
         """
-        fail = "import popcon; popcon.newest_module = lambda: 1 / 0"
+        fail = "import popcon; popcon.modules_mark = lambda: 1 / 0"
         out = self.run_kernel("import alpha", fail, "print(2)", end=end)
         self.assertEqual(out, ["", "", "2\n"])
         self.assertEqual(self.server.names(0.5), ["alpha"])
@@ -4586,7 +4594,7 @@ class TestRealThings(Case):
                 line = popcon.statsd_line(name, "p").decode()
                 expected = r"\Ap\.[a-z0-9]+(-[a-z0-9]+)*:1\|c\Z"
                 self.assertRegex(line, expected, seed)
-            popcon.shell_libraries({str(self.site / "good.py")})
+            popcon.required_by_shell({str(self.site / "good.py")})
 
     # Debian
 
