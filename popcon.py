@@ -30,8 +30,8 @@ of that runs in people's processes. What stands below the line 'the command line
 only for those who type a command.
 """
 
-# This stays before the imports: if a shell runs this file by mistake, the parenthesis is
-# a syntax error, so it does not get to import, which is a program on some systems.
+# This stays before the imports: if a shell runs this file by mistake, the parenthesis
+# is a syntax error, so it does not get to import, which is a program on some systems.
 __all__ = ("report", "setup_reporter", "used_libraries")
 __version__ = "3.0.0"
 
@@ -444,7 +444,7 @@ def top_levels(paths: "Iterable[str]") -> "set[str]":
 
 
 def may_list(record: bytes, tops: "tuple[bytes, ...]") -> bool:
-    """Tell whether a path in a RECORD may begin so. Faster than parsing, if tops are few."""
+    """Tell whether paths in a RECORD may begin so. Fast, if there are few tops."""
     if record.startswith(tops) or b'"' in record:
         return True
     return any(b"\n" + top in record for top in tops)
@@ -1115,7 +1115,7 @@ class Reporter:
 
 
 def modules_mark() -> "tuple[int, object]":
-    """Return what changes when a module is loaded: their number, and the newest name."""
+    """Return what changes when a module is loaded: the number and the newest name."""
     return len(sys.modules), next(reversed(sys.modules), None)
 
 
