@@ -663,7 +663,7 @@ def debug(message: str) -> None:
 
 DATAGRAM = 1232  # bytes: the smallest IPv6 MTU, 1280, less the headers of IPv6 and UDP
 PATIENCE = 1.0  # seconds that a name server, or another thread, may hold up a report
-SILENCE = 600.0  # seconds until a name server that was silent is asked again
+PAUSE = 600.0  # seconds without a look-up of the host after one that took long in vain
 NAME_SERVER_PORT = 53
 
 
@@ -689,8 +689,7 @@ def datagrams(lines: "Iterable[bytes]") -> "list[bytes]":
 def send(packets: "list[bytes]", host: str, port: int) -> None:
     """Send datagrams, and remove from the list what was sent.
 
-    Raises OSError if no address of the host takes them, SilentNameServer rather than
-    wait for a name server longer than PATIENCE.
+    Raises OSError if no address of the host takes them, or if a name server is silent.
     """
     socket = standard_socket()
     failure = OSError(f"{host} has no address")
@@ -711,7 +710,7 @@ def send(packets: "list[bytes]", host: str, port: int) -> None:
 
 
 def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
-    """Return what getaddrinfo() finds. Raises OSError, or SilentNameServer.
+    """Return what getaddrinfo() finds. Raises OSError.
 
     IPv4 comes first: many servers listen on nothing else, and UDP does not tell. IPv6
     is looked up only where there is no IPv4: some name servers never answer about it.
@@ -772,59 +771,78 @@ def standard_socket() -> "Any":
     return sys.modules["_socket"]
 
 
-class SilentNameServer(OSError):
-    """The name server does not answer."""
-
-
 # Types of records (RFC 1035, RFC 3596)
 TYPE_A = b"\0\1"
 TYPE_AAAA = b"\0\x1c"
+# Codes of answers after which getaddrinfo() asks the next name server (RFC 1035)
+SERVER_FAILURE = 2
+NOT_IMPLEMENTED = 4
+REFUSED = 5
 
 
 def await_name_server(host: str, record_type: bytes) -> None:
-    """Ask the first name server what getaddrinfo() will ask, and wait for the answers.
+    """Ask name servers what getaddrinfo() will ask, and wait for what it will wait for.
 
-    getaddrinfo() cannot be interrupted, and takes long if the name server is silent.
-    In that case this raises SilentNameServer.
+    It cannot be interrupted, and takes long if a name server is silent. So this raises
+    OSError if an answer takes more than PATIENCE.
     """
+    deadline = time.monotonic() + PATIENCE
     resolv_conf = text_of("/etc/resolv.conf").split("\n")
     queries: list[bytes] = []
     for name in names_to_look_up(host, resolv_conf):
         queries.append(dns_query(len(queries), name, record_type))
-    server = first_name_server(resolv_conf)
+    for server in name_servers(resolv_conf):
+        try:
+            if is_answered(queries, server, deadline):
+                return
+        except TimeoutError:
+            message = f"the name server {server} is silent for {PATIENCE:g} s"
+            raise OSError(f"{host}: {message}") from None
+        except OSError:
+            pass  # it cannot be reached, so getaddrinfo() will ask the next one as well
+
+
+def is_answered(queries: "Iterable[bytes]", server: str, deadline: float) -> bool:
+    """Ask a name server, and tell whether getaddrinfo() will ask no further one.
+
+    queries: in the order of getaddrinfo(), which stops at a name that has records
+    deadline: on time.monotonic()
+
+    Raises TimeoutError after the deadline, OSError if the server cannot be reached.
+    """
     socket = standard_socket()
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     udp = socket.socket(family, socket.SOCK_DGRAM)
-    deadline = time.monotonic() + PATIENCE
-    has_record = {}  # by the number of the query, its first two bytes
+    answers: dict[bytes, bytes] = {}  # by the number of the query, its first two bytes
     try:
         udp.connect((server, NAME_SERVER_PORT))
         for query in queries:
             udp.send(query)
-        for query in queries:  # in the order of getaddrinfo()
+        for query in queries:
             number = query[:2]
-            while number not in has_record:  # answers come in any order
+            while number not in answers:  # they come in any order
                 udp.settimeout(max(0.001, deadline - time.monotonic()))
                 answer = udp.recv(512)
-                has_record[answer[:2]] = any(answer[6:8])  # the count of records
-            if has_record[number]:
-                break  # getaddrinfo() will ask no further
-    except TimeoutError:
-        message = f"{host}: the name server is silent for {PATIENCE:g} s"
-        raise SilentNameServer(message) from None
-    except OSError:
-        pass  # it refuses at once, and so getaddrinfo() will not wait either
+                if len(answer) >= 12:
+                    answers[answer[:2]] = answer
+            answer = answers[number]
+            if any(answer[6:8]):  # the count of records
+                return True
+            if answer[3] % 16 in (SERVER_FAILURE, NOT_IMPLEMENTED, REFUSED):
+                return False
+        return True
     finally:
         udp.close()
 
 
-def first_name_server(resolv_conf: "Iterable[str]") -> str:
-    """Return its address, from the lines of resolv.conf(5)."""
+def name_servers(resolv_conf: "Iterable[str]") -> "list[str]":
+    """Return the addresses of the name servers in the lines of resolv.conf(5)."""
+    found = []
     for line in resolv_conf:
         words = line.split()
         if line.startswith("nameserver") and is_address(" ".join(words[1:2])):
-            return words[1]
-    return "127.0.0.1"
+            found.append(words[1])
+    return found[:3] or ["127.0.0.1"]
 
 
 def names_to_look_up(host: str, resolv_conf: "Iterable[str]") -> "list[str]":
@@ -882,9 +900,9 @@ class Reporter:
     def begin_process(self) -> None:
         """Begin for a process in which nothing was used or sent yet."""
         self.lock = _thread.allocate_lock()  # held during a report
-        self.is_ending = False  # SIGTERM came during a report, which ends first
+        self.thread_to_end = 0  # set if SIGTERM came during a report, which ends first
         self.sent: set[str] = set()  # libraries
-        self.no_look_up_before = 0.0  # on time.monotonic(), after a silence
+        self.no_look_up_before = 0.0  # on time.monotonic()
         self.shell_libraries: set[str] = set()
         self.begin_baseline()
         self.draw = int.from_bytes(os.urandom(6), "big") / 2**48  # from 0 to below 1
@@ -921,11 +939,7 @@ class Reporter:
         """Arrange for reports at the end of this process, and of its children."""
         register_unseen(self.report_at_exit)
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=self.hold_sigterm,
-                after_in_parent=self.release_sigterm,
-                after_in_child=self.begin_in_child,
-            )
+            os.register_at_fork(after_in_child=self.begin_in_child)
         self.report_when_workers_end()  # if this is one, of a forkserver for instance
         self.handle_sigterm()
 
@@ -963,8 +977,8 @@ class Reporter:
             debug(f"nothing sent: {error!r}")
         finally:
             lock.release()
-            if self.is_ending:
-                _signal.raise_signal(_signal.SIGTERM)
+            if self.thread_to_end:
+                _signal.pthread_kill(self.thread_to_end, _signal.SIGTERM)
         return []
 
     def send_new(self) -> "list[str]":
@@ -996,7 +1010,7 @@ class Reporter:
         if not library_of:
             raise ValueError("no library was used, or none since the last report")
         if time.monotonic() < self.no_look_up_before:
-            raise OSError("the name server was silent a while ago")
+            raise OSError("to look the host up took long a while ago, in vain")
         self.send_lines(library_of, host, port)
         return list(library_of.values())
 
@@ -1005,10 +1019,13 @@ class Reporter:
     ) -> None:
         """Send lines, and note which of their libraries were sent. Raises OSError."""
         packets = datagrams(library_of)
+        begin = time.monotonic()
         try:
             send(packets, host, port)
-        except SilentNameServer:
-            self.no_look_up_before = time.monotonic() + SILENCE
+        except OSError:
+            now = time.monotonic()
+            if now - begin > PATIENCE / 2:  # a name server is silent, or slow
+                self.no_look_up_before = now + PAUSE
             raise
         finally:
             # send() has removed what it sent.
@@ -1076,6 +1093,9 @@ class Reporter:
         if is_on(SIGTERM_SWITCH) and is_unhandled and not is_worker:
             self.sigterm_handler = self.report_at_sigterm
             self.set_sigterm(self.sigterm_handler)
+            if hasattr(os, "register_at_fork"):
+                before, after = self.hold_sigterm, self.release_sigterm
+                os.register_at_fork(before=before, after_in_parent=after)
 
     def leave_sigterm(self) -> None:
         """Let SIGTERM end the process at once again, unless it has another handler."""
@@ -1087,10 +1107,9 @@ class Reporter:
 
         Python drops one that a child gets before it has begun to run.
         """
-        if self.sigterm_handler is not None:
-            blocked = _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGTERM])
-            if _signal.SIGTERM not in blocked:
-                self.forking.add(_thread.get_ident())
+        blocked = _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGTERM])
+        if _signal.SIGTERM not in blocked:
+            self.forking.add(_thread.get_ident())
 
     def release_sigterm(self) -> None:
         thread = _thread.get_ident()
@@ -1099,13 +1118,17 @@ class Reporter:
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGTERM])
 
     def report_at_sigterm(self, number: int, frame: object) -> None:
-        """Report, and end by the signal all the same."""
-        self.is_ending = True  # a report under way raises the signal anew when done
+        """Report, and end by the signal all the same.
+
+        If a handler of the program's own calls this one, that decides how to end.
+        """
+        self.thread_to_end = _thread.get_ident()  # report() gives it the signal anew
         if not self.lock.locked():
-            self.is_ending = False
+            self.thread_to_end = 0
             self.report_at_exit()
-            self.set_sigterm(_signal.SIG_DFL)
-            _signal.raise_signal(_signal.SIGTERM)
+            if _signal.getsignal(_signal.SIGTERM) is self.sigterm_handler:
+                self.set_sigterm(_signal.SIG_DFL)
+                _signal.raise_signal(_signal.SIGTERM)
 
     def set_sigterm(self, handler: "Any") -> None:
         try:
@@ -1139,8 +1162,8 @@ def register_unseen(function: "Callable[[], None]") -> None:
     not given back. At exit these steps are taken:
 
     1. Debuggers that use sys.monitoring are told of no more events.
-    2. The trace function is kept. (call_tracing() merely calls gettrace() here.)
-    3. The trace function is taken away.
+    2. The trace function is kept, if there is one.
+    3. It is taken away.
     4. The function is called.
     5. The trace function is given back.
 
@@ -1151,8 +1174,10 @@ def register_unseen(function: "Callable[[], None]") -> None:
     ignored: list[object] = []
     atexit.register(ignored.extend, map(sys.settrace, traces))  # 5
     atexit.register(function)  # 4
-    atexit.register(sys.settrace, None)  # 3
-    atexit.register(traces.extend, map(sys.call_tracing, [sys.gettrace], [()]))  # 2
+    nones: Any = map([].append, traces)  # append() returns None for each of them
+    atexit.register(ignored.extend, map(sys.settrace, nones))  # 3
+    found = map(sys.call_tracing, [sys.gettrace], [()])  # this merely calls gettrace()
+    atexit.register(traces.extend, filter(None, found))  # 2
     monitoring = getattr(sys, "monitoring", None)
     if monitoring is not None:
         debuggers = filter(monitoring.get_tool, [monitoring.DEBUGGER_ID])

@@ -2111,8 +2111,8 @@ Socket.failure = None
         code += "_socket.getaddrinfo = print  # which is never called\n"
         code += "popcon.report(); popcon.report()\n"
         host = "statsd.example"
-        silent = f"popcon: nothing sent: {host}: the name server is silent for 1 s\n"
-        paused = "popcon: nothing sent: the name server was silent a while ago\n"
+        silent = f"popcon: nothing sent: {host}: the name server 127.0.0.1 is silent for 1 s\n"
+        paused = "popcon: nothing sent: to look the host up took long a while ago, in vain\n"
         # At exit it is asked anew.
         said = silent + paused + silent
         self.assert_sends(code, err=said, PYTHON_POPCONTEST_STATSD_HOST=host, **DEBUG)
@@ -2142,6 +2142,33 @@ os._exit(0)
 """
         self.run_with_popcon(code, PYTHON_POPCONTEST_STATSD_HOST="statsd.example")
         self.assertEqual(len(name_server.received()), 2)
+
+    def test_a_look_up_that_takes_long_in_vain_is_not_made_again_at_once(self) -> None:
+        code = """
+            import alpha, _socket, time
+            popcon.PATIENCE = 0.1
+            def getaddrinfo(*arguments):
+                time.sleep(0.1)
+                raise OSError("nobody knows")
+            _socket.getaddrinfo = getaddrinfo
+            popcon.report()
+            popcon.report()
+            os._exit(0)
+            """
+        ended = self.run_with_popcon(f"import os\n{textwrap.dedent(code)}", **DEBUG)
+        said = "popcon: nothing sent: nobody knows\npopcon: nothing sent: to look the "
+        said += "host up took long a while ago, in vain\n"
+        self.assertEqual(ended, ([], "", said, 0))
+
+    def test_what_is_not_foreseen_is_told(self) -> None:
+        code = """
+            import alpha
+            def fail(*arguments):
+                raise RuntimeError("odd")
+            popcon.owners = fail
+            """
+        said = "popcon: nothing sent: RuntimeError('odd')\n"
+        self.assert_sends(code, err=said, **DEBUG)
 
     def test_a_server_that_takes_nothing_is_no_silent_name_server(self) -> None:
         code = """
@@ -2190,11 +2217,17 @@ nameserver 127.0.0.2
     ]
 
     @staticmethod
-    def answer_to(question: int, records: int) -> bytes:
-        """Return the begin of a name server's answer, with so many records."""
-        return bytes([0, question]) + b"\x81\x80\0\1\0" + bytes([records]) + bytes(4)
+    def answer_to(question: int, records: int, code: int = 0) -> bytes:
+        """Return the begin of a name server's answer, with so many records.
 
-    def ask_name_server(self, *answers: bytes, patience: float) -> list[bytes]:
+        code: of an error (RFC 1035)
+        """
+        flags = bytes([0x81, 0x80 + code])
+        return bytes([0, question]) + flags + b"\0\1\0" + bytes([records]) + bytes(4)
+
+    def ask_name_server(
+        self, *answers: bytes, patience: float, resolv_conf: bytes = RESOLV_CONF
+    ) -> list[bytes]:
         """Await a name server with these answers, and return what it was asked.
 
         Raises what popcon raises.
@@ -2203,10 +2236,10 @@ nameserver 127.0.0.2
         """
         server = self.open(Server())
         server.settimeout(30)
-        # The second name server is silent, and is not to be asked.
+        # The second name server is silent.
         second = self.open(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         second.bind(("127.0.0.2", server.port))
-        files = {"/etc/resolv.conf": self.RESOLV_CONF}
+        files = {"/etc/resolv.conf": resolv_conf}
         patch = mock.patch.multiple(
             popcon,
             NAME_SERVER_PORT=server.port,
@@ -2239,20 +2272,40 @@ nameserver 127.0.0.2
         self.ask_name_server(*answers, patience=30)
 
     def test_a_name_server_without_an_answer_is_silent(self) -> None:
-        with self.assertRaises(popcon.SilentNameServer):
+        with self.assertRaisesRegex(OSError, "silent"):
             self.ask_name_server(patience=0.1)
 
     def test_a_name_server_that_answers_one_question_of_three_is_silent(self) -> None:
-        with self.assertRaises(popcon.SilentNameServer):
+        with self.assertRaisesRegex(OSError, "silent"):
             self.ask_name_server(self.answer_to(0, 0), patience=0.1)
 
     def test_one_that_drops_what_the_look_up_asks_first_is_silent(self) -> None:
-        with self.assertRaises(popcon.SilentNameServer):
+        with self.assertRaisesRegex(OSError, "silent"):
             self.ask_name_server(self.answer_to(1, 1), patience=0.1)
 
     def test_an_answer_that_is_cut_short_is_none(self) -> None:
-        with self.assertRaises(popcon.SilentNameServer):
+        with self.assertRaisesRegex(OSError, "silent"):
             self.ask_name_server(b"", b"\0", b"\0\0\x81", patience=0.1)
+
+    def test_a_name_that_does_not_exist_is_an_answer(self) -> None:
+        answers = [self.answer_to(question, 0, code=3) for question in range(3)]
+        self.ask_name_server(*answers, patience=30)
+
+    def test_after_one_that_fails_the_next_one_is_awaited(self) -> None:
+        for code in (2, 4, 5):  # cannot answer, does not know the question, refuses
+            answer = self.answer_to(0, 0, code=code)
+            with self.assertRaisesRegex(OSError, "127.0.0.2 is silent"):
+                self.ask_name_server(answer, patience=0.3)
+
+    def test_after_one_that_is_not_there_the_next_one_is_awaited(self) -> None:
+        lines = b"nameserver 127.0.0.3\n" + self.RESOLV_CONF
+        with self.assertRaisesRegex(OSError, "127.0.0.1 is silent"):
+            self.ask_name_server(patience=0.3, resolv_conf=lines)
+
+    def test_no_more_name_servers_are_awaited_than_the_system_asks(self) -> None:
+        lines = [f"nameserver 127.0.0.{number}" for number in range(1, 9)]
+        found = popcon.name_servers(lines)
+        self.assertEqual(found, ["127.0.0.1", "127.0.0.2", "127.0.0.3"])
 
     def names(self, host: str, *lines: str) -> list[str]:
         return popcon.names_to_look_up(host, lines)
@@ -2302,7 +2355,7 @@ nameserver 127.0.0.2
             PATIENCE=0.1,
             read=files.get,
         )
-        with patch, self.assertRaises(popcon.SilentNameServer):
+        with patch, self.assertRaisesRegex(OSError, "silent"):
             popcon.await_name_server("statsd.mon", popcon.TYPE_AAAA)
         query = b"\0\0\1\0\0\1\0\0\0\0\0\0\6statsd\3mon\0\0\x1c\0\1"
         self.assertEqual(server.received(), [query])
@@ -3499,6 +3552,17 @@ class TestFewFiles(Libraries):
 class TestUnseen(Libraries):
     """Nobody is to notice the report at exit."""
 
+    def test_without_a_trace_function_none_is_set(self) -> None:
+        code = """
+            import sys
+            def forbid(event, arguments):
+                if event == "sys.settrace":
+                    raise RuntimeError(event)
+            sys.addaudithook(forbid)
+            import alpha
+            """
+        self.assert_sends(code, "alpha")
+
     def test_the_class_of_a_module_may_have_another_namespace(self) -> None:
         code = """
             import alpha, sys
@@ -4057,11 +4121,13 @@ class TestSigterm(Libraries):
             def end(*arguments):
                 import beta
                 earlier(*arguments)
+                print("saved")
+                raise SystemExit(5)
             signal.signal(signal.SIGTERM, end)
             os.kill(os.getpid(), signal.SIGTERM)
             """
         ended = self.run_with_popcon(code, **self.ON)
-        self.assertEqual(ended, (["alpha", "beta"], "", "", -signal.SIGTERM))
+        self.assertEqual(ended, (["alpha", "beta"], "saved\n", "", 5))
 
     def test_a_handler_that_python_does_not_know_stays_through_a_fork(self) -> None:
         code = """
@@ -4186,6 +4252,22 @@ class TestSigterm(Libraries):
                 return read(path)
             popcon.read = interrupted
             popcon.report()
+            print("never printed")
+            """
+        ended = self.run_with_popcon(code, **self.ON)
+        self.assertEqual(ended, (["alpha"], "", "", -signal.SIGTERM))
+
+    def test_one_that_comes_during_a_report_of_another_thread_wakes_the_program(self) -> None:
+        code = """
+            import alpha, os, popcon, signal, threading, time
+            send = popcon.send
+            def send_slowly(*arguments):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.3)
+                send(*arguments)
+            popcon.send = send_slowly
+            threading.Thread(target=popcon.report).start()
+            threading.Event().wait(20)
             print("never printed")
             """
         ended = self.run_with_popcon(code, **self.ON)
