@@ -1336,6 +1336,8 @@ def check_files(_: "argparse.Namespace") -> "Findings":
     library = Places().library
     if not os.path.exists(library):
         yield "warning", "import", f"{library} is not there; `install` puts it there"
+    elif not is_popcon(library):
+        yield "error", "import", f"{library} is not popcon's, and hides it"
     elif compile_file(library, quiet=2):
         yield "ok", "bytecode", f"is there for {library}"
     else:
@@ -1347,16 +1349,20 @@ def check_processes(_: "argparse.Namespace") -> "Findings":
     set_up = "import runpy, sys; runpy.run_path(sys.argv[1])['setup_reporter'](); "
     use = "import popcon_selftest"
     sent, said = trial("-c", set_up + use, __file__)
-    text = f"a process used a library, and sent {sent!r}"
+    text = f"a process that used a library sent {sent!r} to this test"
     if sent == b"python_popcon.library_used.popcon-selftest:1|c":
         yield "ok", "reporting", text
     else:
         yield "error", "reporting", f"{text}; it said:\n{said}".rstrip()
+    has_ipython = PathFinder.find_spec("IPython") is not None
     if trial("-c", use)[0]:
         yield "ok", "processes", "each Python process reports"
-    else:
+    elif has_ipython:
         yield "ok", "processes", "no script reports without `install --all-processes`"
-    if PathFinder.find_spec("IPython") is None:
+    else:
+        text = "nothing reports without `install --all-processes`, as here is no IPython"
+        yield "warning", "processes", text
+    if not has_ipython:
         return
     if trial("-m", "IPython", "--quick", "-c", use)[0]:
         yield "ok", "IPython", "each session of IPython and Jupyter reports"
@@ -1410,9 +1416,12 @@ def check_settings(_: "argparse.Namespace") -> "Findings":
         else:
             yield "warning", what, f"{name} is not set: nothing is sent"
         if name == PREFIX and not re.match(COUNT_LINE, statsd_line(SELFTEST, value)):
-            text = "README's rules match python_popcon.library_used and "
-            text += "python_popcon.namespace.NAME.library_used, with no dot in NAME"
+            text = "collect, and README's rules, count only python_popcon.library_used "
+            text += "and python_popcon.namespace.NAME.library_used, with no dot in NAME"
             yield "warning", "mapping", text
+    for switch in (SIGTERM_SWITCH, DEBUG_SWITCH):
+        if is_on(switch):
+            yield "ok", "switch", f"{switch} is on"
     known = [*SETTINGS, SIGTERM_SWITCH, DEBUG_SWITCH]
     for name in sorted(os.environ):
         if "POPCON" in name.upper() and name not in known:
@@ -1452,8 +1461,10 @@ def send_and_listen(data: bytes) -> str:
             udp.recv(1)
     except TimeoutError:
         pass  # a statsd server does not answer
+    except ConnectionRefusedError:
+        raise OSError(f"nobody listens at {place}") from None
     except OSError as error:
-        raise OSError(f"nobody listens at {place}: {error}") from None
+        raise OSError(f"nothing can be sent to {place}: {error}") from None
     return place
 
 
@@ -1490,8 +1501,10 @@ def check_chain(options: "argparse.Namespace") -> "Findings":
         text = f"{server} knows the counter, but it did not rise"
         yield "error", "chain", f"{text}: {arrive}"
     else:
-        text = f"{server} knows no such counter: is the exporter scraped"
-        yield "error", "chain", f"{text}, {arrive}"
+        text = f"{server} knows no such counter: {arrive}"
+        if options.prometheus:
+            text += " Is the exporter scraped?"
+        yield "error", "chain", text
 
 
 def selftest_counters(options: "argparse.Namespace") -> "dict[str, Samples]":
@@ -1643,7 +1656,7 @@ def explanation(new: "Mapping[str, object]", used: "set[str]") -> "Iterator[str]
     owned = owners(files, files)
     for library in sorted(owned):
         if library in used:
-            yield f"{library}: {len(owned[library])} modules"
+            yield f"{library}: {some(len(owned[library]), 'module', 'modules')}"
         else:
             yield f"not counted: {library}: it was loaded before"
     for file in sorted(files.difference(*owned.values())):
@@ -1721,12 +1734,17 @@ class Places:
 
 def foreign(path: str) -> str:
     """Return why a file is not one that install wrote, "" if it is, in any version."""
-    start = text_of(path)[:200]
-    if not any(mark in start for mark in MARKS):
+    if not is_popcon(path):
         return "it is not popcon's"
     if owners({path}, {path}):
         return "it was installed by pip, so `pip uninstall popcon` removes it"
     return ""
+
+
+def is_popcon(path: str) -> bool:
+    """Tell whether a file is one of popcon's, of whatever version."""
+    start = text_of(path)[:200]
+    return any(mark in start for mark in MARKS)
 
 
 def write_whole(path: str, pieces: "Iterable[bytes]") -> None:
@@ -1807,7 +1825,10 @@ def uninstall(_: "argparse.Namespace") -> int:
         folder = os.path.dirname(escape(places.library))
         ours += glob(os.path.join(folder, "__pycache__", "popcon.*.pyc*"))
     for path in ours:
-        os.remove(path)
+        try:
+            os.remove(path)
+        except PermissionError:
+            raise OSError(f"you may not remove {path}") from None
         said.append(f"removed {path}")
     if not ours:
         said.append(f"nothing to remove in {sys.prefix}")
@@ -1861,8 +1882,9 @@ def address(text: str) -> "tuple[str, int]":
     from argparse import ArgumentTypeError
 
     host, colon, port = text.rpartition(":")
-    if not colon or not is_port(port):
-        raise ArgumentTypeError("it must be ADDRESS:PORT, such as 0.0.0.0:9125")
+    is_ambiguous = ":" in host and not host.startswith("[")
+    if not colon or not is_port(port) or is_ambiguous:
+        raise ArgumentTypeError("it must be as 0.0.0.0:9125, or as [::]:9125 for IPv6")
     return host.strip("[]") or "0.0.0.0", int(port)
 
 
@@ -1902,7 +1924,12 @@ def collect(options: "argparse.Namespace") -> int:
 
 def lock(path: str) -> None:
     """Lock a file against other collects until this process ends. Raises OSError."""
-    beside = os.open(f"{path}.lock", os.O_WRONLY | os.O_CREAT, 0o644)
+    if os.path.isdir(path):
+        raise OSError(f"{path} is a folder, where a file is to be named")
+    try:
+        beside = os.open(f"{path}.lock", os.O_WRONLY | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}") from None
     try:
         from fcntl import LOCK_EX, LOCK_NB, flock
 
@@ -1923,7 +1950,8 @@ def listening(host: str, port: int) -> "socket.socket":
         udp = socket.socket(family, kind)
         udp.bind(where)
     except OSError as error:
-        raise OSError(f"cannot listen at {host}:{port}: {error.strerror}") from None
+        message = f"cannot listen at {host}:{port}: {error.strerror}"
+        raise OSError(f"{message}; --listen takes another address or port") from None
     option = (socket.SOL_SOCKET, socket.SO_RCVBUF)
     try:
         udp.setsockopt(*option, BUFFER)
@@ -2055,7 +2083,7 @@ WORKERS = {"celery", "parsl", "pyspark", "ray", "rq"}
 def usage(options: "argparse.Namespace") -> int:
     """Print how much the libraries are used, and which can go.
 
-    Return 1 if there is no answer yet. Raises OSError if something failed.
+    The exit status is 0 for an answer, 1 for none yet, 2 for misuse or a failure.
     """
     import json
 
@@ -2143,7 +2171,7 @@ UNITS = {
     "ms": 0.001,
 }
 ENDED = "No answer: counters ended before their exporter; give no ttl in its mapping"
-IS_EXPORTER = "an exporter is to be given as --metrics URL"
+IS_EXPORTER = "give Prometheus by its base URL, or an exporter as --metrics URL"
 # Seconds before the window in which a last scrape is looked for. Some scrape only
 # hourly, for privacy.
 LOOK_BACK = 7200
@@ -2154,7 +2182,7 @@ class Window:
     """A span of time that ends now, as PromQL writes it, such as 90d."""
 
     def __init__(self, text: str) -> None:
-        words = "a number above 0 with a unit, such as 90d or 12h"
+        words = "a whole number above 0 with a unit, such as 90d or 12h"
         must_match("[1-9][0-9]{0,8}(ms|[smhdwy])", text, words)
         number = text.rstrip("mshdwy")
         self.text = text
@@ -2204,7 +2232,7 @@ def counted(options: "argparse.Namespace") -> Counts:
     if not counts.processes and not (options.metrics and is_too_early):
         raise OSError(
             f"no count of {metric_name()} rose in {window.text}: do {PREFIX} and "
-            "--match fit, and does anything report (see selftest)?"
+            "--match fit, does anything report (see selftest), did a ttl end counters?"
         )
     if is_too_early and not counts.doubt:
         shown = window.in_its_unit(known)
@@ -2240,9 +2268,6 @@ def exporter_counts(options: "argparse.Namespace", now: float) -> Counts:
             alive = min(alive, value)
         elif name == metric:
             counts.add(labels.get("library", ""), value)
-    if not starts or not text.endswith("\n"):  # the format ends with a newline
-        begin = readable(text, 60)
-        raise OSError(f"that is no exporter's /metrics, or not all of it: {begin!r}")
     # If the file holds the metrics of several exporters, take the latest start.
     counts.since = min(now, max(0.0, *starts))
     if now - alive > harmless_gap(options.window.seconds):
@@ -2258,9 +2283,16 @@ def metrics_text(options: "argparse.Namespace") -> str:
     """Return the text at the URL or in the file of --metrics. Raises OSError."""
     source = options.metrics
     if source.startswith(("http://", "https://")):
-        return fetch(source, {}, options)
-    with open(source, encoding="utf-8", errors="replace", newline="\n") as file:
-        return file.read(ANSWER_LIMIT)
+        text = fetch(source, {}, options)
+    else:
+        with open(source, encoding="utf-8", errors="replace", newline="\n") as file:
+            text = file.read(ANSWER_LIMIT)
+    names = {name for name, _, _ in metrics_in(text)}
+    if START not in names or not text.endswith("\n"):  # the format ends with a newline
+        shown = source.partition("?")[0]
+        begin = readable(text, 60)
+        raise OSError(f"{shown}: no exporter's /metrics, or not all of it: {begin!r}")
+    return text
 
 
 def metrics_in(text: str) -> "Iterator[tuple[str, dict[str, str], float]]":
@@ -2552,10 +2584,9 @@ def fetch(url: str, form: "dict[str, Any]", options: "argparse.Namespace") -> st
     from urllib.parse import urlencode
 
     if not re.fullmatch(r"https?://[^/?@\s]+(/[!-~]*)?", url):
-        raise OSError(
-            "a URL begins with http://, as http://localhost:9090 does, and a password "
-            "is given as --header @FILE"
-        )
+        if "@" in url:
+            raise OSError("a password is given as --header @FILE, not in the URL")
+        raise OSError("a URL begins with http:// and has no spaces")
     shown = url.partition("?")[0]
     query = urlencode(form)
     body = None
@@ -3221,7 +3252,7 @@ def add_usage_options(parser: "argparse.ArgumentParser") -> None:
     add = parser.add_argument
     text = """Take only the counters with these labels: '{namespace="prod"}'."""
     add("--match", type=matchers, default="{}", metavar="LABELS", help=text)
-    text = "Look back for so long, in m, h, d, w or y (default: 90d)."
+    text = "Look back for so long, in ms, s, m, h, d, w or y (default: 90d)."
     add("--window", type=Window, default="90d", help=text)
     text = "Never say that these libraries can go: names, or patterns as 'azure-*'."
     add("--keep", nargs="+", action="extend", default=[], metavar="NAME", help=text)
