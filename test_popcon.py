@@ -8106,7 +8106,8 @@ class TestUsage(UsageCase):
         # It follows no redirect, as a header may hold a secret.
         moved = {"Location": "https://login.example/?hunter2"}
         self.assert_answer_refused("/series answers 302 Found$", b"", 302, moved)
-        exporter = "answers 404 Not Found: give Prometheus by its base URL, or an exporter as --metrics URL$"
+        exporter = "answers 404 Not Found: give Prometheus by its base URL, or an "
+        exporter += "exporter as --metrics URL$"
         self.assert_answer_refused(exporter, b"404", 404)
 
     def test_answers_that_are_cut_off_get_one_sentence(self) -> None:
