@@ -26,8 +26,8 @@ the host empty, set DO_NOT_TRACK=1, or run 'python -m popcon uninstall'.
 
 The file follows the data: from sys.modules to the files that were executed, to the
 libraries that own them, to datagrams. Then comes the reporter, which decides when. All
-of that runs in people's processes. What stands below the line 'the command line' runs
-only for those who type a command.
+of that runs in people's processes. What stands below the line 'the command line' is
+only called if somebody types a command.
 """
 
 # This stays before the imports: if a shell runs this file by mistake, the parenthesis
@@ -353,13 +353,14 @@ class PathEntry:
         self, distributions: "set[Distribution]", paths: "Paths", wanted: "Paths"
     ) -> "Answers":
         """Read RECORDs (PEP 376), and yield the libraries that list some paths."""
-        self.unread = self.unread - distributions
+        self.unread = self.unread - distributions  # not "-=": they may be the same set
         tops = tuple(map(os.fsencode, top_levels(wanted)))
         for distribution in distributions:
             record = distribution.read("RECORD")
             if not record:
                 self.without_record.append(distribution)
                 continue
+            # If tops are many, to search for each takes longer than to parse.
             if len(tops) < 6 and not may_list(record, tops):
                 continue
             listed = listed_paths(decoded(record)).intersection(paths)
@@ -444,7 +445,7 @@ def top_levels(paths: "Iterable[str]") -> "set[str]":
 
 
 def may_list(record: bytes, tops: "tuple[bytes, ...]") -> bool:
-    """Tell whether paths in a RECORD may begin so. Fast, if there are few tops."""
+    """Tell whether a RECORD may list paths that begin like these."""
     if record.startswith(tops) or b'"' in record:
         return True
     return any(b"\n" + top in record for top in tops)
@@ -720,11 +721,11 @@ def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
     def addresses(family: int) -> "list[tuple[Any, ...]]":
         # As bytes: for a str it would import the codec idna, whose file may be gone.
         name = host.encode("ascii")
-        return sorted(socket.getaddrinfo(name, port, family, socket.SOCK_DGRAM))
+        return list(socket.getaddrinfo(name, port, family, socket.SOCK_DGRAM))
 
     # With a colon it is an address, too, if perhaps a wrong one.
     if ":" in host or is_address(host) or is_in_hosts_file(host):
-        return addresses(socket.AF_UNSPEC)  # sorted, so that IPv4 comes first
+        return sorted(addresses(socket.AF_UNSPEC), key=lambda found: found[0])
     await_name_server(host, TYPE_A)
     try:
         return addresses(socket.AF_INET)
@@ -894,8 +895,7 @@ class Reporter:
         self.forking: set[int] = set()  # threads that hold SIGTERM back
         self.shell: object = None  # the IPython shell that it reports for
         self.begin_process()
-        # Until set_up(), all that is loaded counts.
-        self.baseline: set[str] | None = set()
+        self.baseline = set()  # until set_up(), all that is loaded counts
 
     def begin_process(self) -> None:
         """Begin for a process in which nothing was used or sent yet."""
@@ -904,15 +904,17 @@ class Reporter:
         self.sent: set[str] = set()  # libraries
         self.no_look_up_before = 0.0  # on time.monotonic()
         self.shell_libraries: set[str] = set()
-        self.begin_baseline()
+        self.begin_baseline(None)
         self.draw = int.from_bytes(os.urandom(6), "big") / 2**48  # from 0 to below 1
 
-    def begin_baseline(self) -> None:
-        """Make what is loaded now the baseline. What was sent stays sent."""
-        self.mark = modules_mark()  # of the last report
-        # Files, or None until somebody looks at the modules up to the mark: to look at
-        # all modules in a forked child would copy many pages of memory.
-        self.baseline = None
+    def begin_baseline(self, files: "set[str] | None") -> None:
+        """Make what is loaded now the baseline. What was sent stays sent.
+
+        files: those of the modules, or None to find them out later. To look at all
+        modules in a forked child would copy many pages of memory.
+        """
+        self.mark = modules_mark()  # of the last report, or of the begin
+        self.baseline: set[str] | None = files
         self.seen: set[str] = set()  # files beyond the baseline that were looked up
         self.used: set[str] = set()  # libraries
 
@@ -926,7 +928,7 @@ class Reporter:
         is_new_session = shell is not None and shell is not self.shell
         if not self.is_set_up:
             self.is_set_up = True
-            self.baseline = executed_files(loaded_since("", shell))
+            self.begin_baseline(executed_files(loaded_since("", shell)))
             self.arrange_reports()
         elif is_new_session and self.baseline is not None:  # it is None after a fork
             session = loaded_since(("ipykernel", "IPython.terminal.ipapp"), shell)
@@ -965,7 +967,7 @@ class Reporter:
 
     def report(self) -> "list[str]":
         """Send what was not sent yet, and return those libraries. Never raises."""
-        lock = self.lock  # a child that a signal handler forks meanwhile has another
+        lock = self.lock  # a signal handler may fork meanwhile; the child has a new one
         if not lock.acquire(timeout=PATIENCE):
             debug("nothing sent: another report is being made")
             return []
@@ -977,8 +979,10 @@ class Reporter:
             debug(f"nothing sent: {error!r}")
         finally:
             lock.release()
-            if self.thread_to_end:
-                _signal.pthread_kill(self.thread_to_end, _signal.SIGTERM)
+            thread = self.thread_to_end
+            self.thread_to_end = 0
+            if thread:
+                _signal.pthread_kill(thread, _signal.SIGTERM)
         return []
 
     def send_new(self) -> "list[str]":
@@ -989,10 +993,10 @@ class Reporter:
         mark = modules_mark()
         if self.baseline is None and mark == self.mark:
             # Nothing to send, and no page of memory was copied to find that out.
-            raise ValueError("nothing was loaded since the last report, or a fork")
+            raise ValueError("nothing was loaded since the fork")
         if opted_out():
-            self.begin_baseline()  # what was loaded meanwhile is not sent later either
-            self.baseline = executed_files(dict(sys.modules))
+            # What was loaded until now is not sent later either.
+            self.begin_baseline(executed_files(dict(sys.modules)))
             raise ValueError("DO_NOT_TRACK is set")
         host = setting(HOST)
         port = int(setting(PORT))
@@ -1028,7 +1032,7 @@ class Reporter:
                 self.no_look_up_before = now + PAUSE
             raise
         finally:
-            # send() has removed what it sent.
+            # Only what send() did not send is left in the packets.
             unsent = set(b"\n".join(packets).split(b"\n"))
             for line, library in library_of.items():
                 if line not in unsent:
@@ -1048,7 +1052,7 @@ class Reporter:
     def report_after_cell(self) -> None:
         """Report what a cell has loaded: a killed kernel runs nothing at exit."""
         try:
-            if modules_mark() != self.mark:
+            if modules_mark() != self.mark or self.used - self.sent:
                 self.report()
         except BaseException:  # IPython would show it, Ctrl-C too
             debug("stopped")
@@ -1080,16 +1084,18 @@ class Reporter:
             if util is not None:
                 util.register_after_fork(util, make_finalizer)
 
-    # SIGTERM. Workers of multiprocessing keep the default action: a pool ends them by
-    # SIGTERM, perhaps just before they begin to wait for a task. A handler in Python
-    # would not run until that wait is over, so worker and pool would hang.
+    # SIGTERM. Workers of multiprocessing keep the default action, and so does what may
+    # be one. A pool ends them by SIGTERM, perhaps just before they begin to wait for a
+    # task. A handler in Python would not run until that wait is over, so worker and
+    # pool would hang.
 
     def handle_sigterm(self) -> None:
         """Let SIGTERM report, if that is switched on, and nobody handles it."""
         handler = _signal.getsignal(_signal.SIGTERM)
         is_unhandled = type(handler) is int and handler == _signal.SIG_DFL
-        # So multiprocessing and multiprocess start workers, and the forkserver of some.
-        is_worker = any(word.startswith("from multiprocess") for word in sys.orig_argv)
+        # So Python is told to be a worker, or a forkserver.
+        starts = ("from multiprocessing.", "from multiprocess.")
+        is_worker = any(word.startswith(starts) for word in sys.orig_argv)
         if is_on(SIGTERM_SWITCH) and is_unhandled and not is_worker:
             self.sigterm_handler = self.report_at_sigterm
             self.set_sigterm(self.sigterm_handler)
@@ -1099,13 +1105,14 @@ class Reporter:
 
     def leave_sigterm(self) -> None:
         """Let SIGTERM end the process at once again, unless it has another handler."""
-        if _signal.getsignal(_signal.SIGTERM) is self.sigterm_handler:
+        handler = _signal.getsignal(_signal.SIGTERM)  # None if C code has set it
+        if handler is not None and handler is self.sigterm_handler:
             self.set_sigterm(_signal.SIG_DFL)
 
     def hold_sigterm(self) -> None:
         """Let SIGTERM wait while this thread forks.
 
-        Python drops one that a child gets before it has begun to run.
+        Python drops a SIGTERM that a child gets before it has begun to run.
         """
         blocked = _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGTERM])
         if _signal.SIGTERM not in blocked:
@@ -1122,7 +1129,9 @@ class Reporter:
 
         If a handler of the program's own calls this one, that decides how to end.
         """
-        self.thread_to_end = _thread.get_ident()  # report() gives it the signal anew
+        # Set this before looking at the lock: a report under way looks at it after
+        # releasing the lock, and then gives this thread the signal anew.
+        self.thread_to_end = _thread.get_ident()
         if not self.lock.locked():
             self.thread_to_end = 0
             self.report_at_exit()
@@ -1146,9 +1155,10 @@ def modules_up_to(mark: "tuple[int, Any]") -> "dict[Any, object]":
     """Return the modules that were loaded when modules_mark() returned this mark."""
     number, newest = mark
     modules = dict(sys.modules)
-    names = list(modules)[: number - 1]  # which stood before the newest one
+    # So many stood before the newest one, in the order in which their imports ended.
+    names = list(modules)[: number - 1]
     if newest in names:
-        # Some of them have been removed since, so later ones have moved up.
+        # Fewer are left, as some have been removed since. Behind it are later ones.
         names = names[: names.index(newest)]
     if newest in modules:
         names.append(newest)
@@ -1167,21 +1177,26 @@ def register_unseen(function: "Callable[[], None]") -> None:
     4. The function is called.
     5. The trace function is given back.
 
-    atexit takes the steps in reverse order. A function in Python would be traced, so
-    the others are in C: map() is lazy, and extend() runs it at exit.
+    A function in Python would be traced, so all but the fourth step are in C: map() and
+    filter() are lazy, and extend() runs them at exit.
     """
-    traces: list[Any] = []
+    kept: list[Any] = []
     ignored: list[object] = []
-    atexit.register(ignored.extend, map(sys.settrace, traces))  # 5
-    atexit.register(function)  # 4
-    nones: Any = map([].append, traces)  # append() returns None for each of them
-    atexit.register(ignored.extend, map(sys.settrace, nones))  # 3
     found = map(sys.call_tracing, [sys.gettrace], [()])  # this merely calls gettrace()
-    atexit.register(traces.extend, filter(None, found))  # 2
+    none_for_each: Any = map([].append, kept)  # append() returns None
+    steps: list[tuple[Any, ...]] = [
+        (kept.extend, filter(None, found)),
+        (ignored.extend, map(sys.settrace, none_for_each)),
+        (function,),
+        (ignored.extend, map(sys.settrace, kept)),
+    ]
     monitoring = getattr(sys, "monitoring", None)
     if monitoring is not None:
         debuggers = filter(monitoring.get_tool, [monitoring.DEBUGGER_ID])
-        atexit.register(ignored.extend, map(monitoring.set_events, debuggers, [0]))  # 1
+        mute = (ignored.extend, map(monitoring.set_events, debuggers, [0]))
+        steps.insert(0, mute)
+    for step in reversed(steps):  # for atexit takes the last one first
+        atexit.register(*step)
 
 
 def ipython_shell() -> "Any":
@@ -1360,7 +1375,7 @@ def check_processes(_: "argparse.Namespace") -> "Findings":
     elif has_ipython:
         yield "ok", "processes", "no script reports without `install --all-processes`"
     else:
-        text = "nothing reports without `install --all-processes`, as here is no IPython"
+        text = "nothing reports without `install --all-processes`: here is no IPython"
         yield "warning", "processes", text
     if not has_ipython:
         return
