@@ -895,7 +895,8 @@ class Reporter:
         self.forking: set[int] = set()  # threads that hold SIGTERM back
         self.shell: object = None  # the IPython shell that it reports for
         self.begin_process()
-        self.baseline = set()  # until set_up(), all that is loaded counts
+        # Until set_up(), all that is loaded counts.
+        self.baseline: set[str] | None = set()
 
     def begin_process(self) -> None:
         """Begin for a process in which nothing was used or sent yet."""
@@ -914,7 +915,7 @@ class Reporter:
         modules in a forked child would copy many pages of memory.
         """
         self.mark = modules_mark()  # of the last report, or of the begin
-        self.baseline: set[str] | None = files
+        self.baseline = files
         self.seen: set[str] = set()  # files beyond the baseline that were looked up
         self.used: set[str] = set()  # libraries
 

@@ -2422,6 +2422,17 @@ class TestSilence(Libraries):
         ended = self.run_program(code, *flags)
         self.assertEqual(ended, (["alpha"], "\n", "", 0))
 
+    def test_what_was_asked_before_the_set_up_is_no_use_after_it(self) -> None:
+        code = """
+            import popcon, alpha
+            assert "alpha" in popcon.used_libraries()
+            popcon.setup_reporter()
+            import beta
+            assert popcon.used_libraries() == {"beta"}
+            """
+        ended = self.run_program(code)
+        self.assertEqual(ended, (["beta"], "", "", 0), ended.err)
+
     def test_an_environ_that_is_none_does_no_harm(self) -> None:
         code = """
             import alpha, os
@@ -3185,6 +3196,18 @@ Requires-Dist: optional; extra == "doc"
         cell = "shell.run_cell('import alpha, popcon; popcon.used_libraries()')"
         kill = "import os; os._exit(0)"
         names = self.run_program(self.session(cell, kill))[0]
+        self.assertEqual(names, ["alpha"])
+
+    def test_what_a_cell_could_not_send_the_next_one_sends(self) -> None:
+        code = self.session(
+            "send = popcon.send",
+            "popcon.send = None",
+            "shell.run_cell('import alpha')",
+            "popcon.send = send",
+            "shell.run_cell('1 + 1')",
+            "import os; os._exit(0)",
+        )
+        names = self.run_program(code)[0]
         self.assertEqual(names, ["alpha"])
 
     def test_a_question_in_a_cell_that_opted_out_sends_nothing_later(self) -> None:
@@ -4219,6 +4242,36 @@ class TestSigterm(Libraries):
         code = code.replace("os.kill(os.getpid()", "kill(os.getpid()")
         ended = self.run_with_popcon(code, **self.ON)
         self.assertEqual(ended, (["alpha"], "", "", -signal.SIGTERM))
+
+    def test_a_handler_of_c_code_is_left_alone(self) -> None:
+        changed = []
+        signals = types.SimpleNamespace(
+            SIGTERM=signal.SIGTERM,
+            SIG_DFL=signal.SIG_DFL,
+            getsignal=lambda number: None,
+            signal=lambda number, handler: changed.append(handler),
+        )
+        with mock.patch.object(popcon, "_signal", signals):
+            popcon.Reporter().leave_sigterm()
+        self.assertEqual(changed, [])
+
+    def test_a_handler_that_is_set_during_a_report_gets_the_signal_once(self) -> None:
+        code = """
+            import alpha, os, popcon, signal
+            read = popcon.read
+            received = []
+            def interrupted(path):
+                popcon.read = read
+                os.kill(os.getpid(), signal.SIGTERM)
+                signal.signal(signal.SIGTERM, lambda *_: received.append("signal"))
+                return read(path)
+            popcon.read = interrupted
+            popcon.report()
+            popcon.report()
+            print(received)
+            """
+        ended = self.run_with_popcon(code, **self.ON)
+        self.assertEqual(ended, (["alpha"], "['signal']\n", "", 0))
 
     def test_a_pool_ends_its_workers(self) -> None:
         code = """
