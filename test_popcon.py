@@ -2160,6 +2160,25 @@ os._exit(0)
         said += "host up took long a while ago, in vain\n"
         self.assertEqual(ended, ([], "", said, 0))
 
+    def test_a_report_that_is_interrupted_at_exit_is_told(self) -> None:
+        code = """
+            import alpha
+            def interrupt(*arguments):
+                raise KeyboardInterrupt
+            popcon.owners = interrupt
+            """
+        self.assert_sends(code, err="popcon: stopped\n", **DEBUG)
+        self.assert_sends(code)
+
+    def test_a_set_up_that_fails_is_told(self) -> None:
+        code = """
+            import popcon
+            popcon.executed_files = None
+            popcon.setup_reporter()
+            """
+        ended = self.run_program(code, **DEBUG)
+        self.assertRegex(ended.err, r"\Apopcon: not set up completely: TypeError\(.*\n")
+
     def test_what_is_not_foreseen_is_told(self) -> None:
         code = """
             import alpha
@@ -2910,6 +2929,8 @@ popcon.executed_files = popcon.setting = cry_out
             """
         ended = self.run_program(code)
         self.assertEqual((ended.out, ended.err, ended.status), ("0\n", "", 0))
+        told = self.run_program(code, **DEBUG).err
+        self.assertRegex(told, r"\Apopcon: not set up in a child: TypeError\(.*\n")
 
     FORK_AFTER_REPORTS = """
 import popcon; popcon.setup_reporter()
