@@ -250,7 +250,7 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
         while folder and folder not in above:
             above.add(folder)
             folder = folder.rpartition(os.sep)[0]
-    restore_finders(above)
+    make_finders(above)
     entries = []
     finders: dict[str, Any] = dict(sys.path_importer_cache)
     for name, finder in finders.items():
@@ -260,8 +260,7 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
             # The path in full, if it is relative on sys.path.
             path = finder.path.rstrip(os.sep)
             if path in above:
-                # The finder has listed the folder already, and keeps the names.
-                entry = PathEntry(path, finder._path_cache)
+                entry = PathEntry(path, listing(finder))
                 if entry.unread:
                     entries.append(entry)
         except Exception as error:
@@ -269,8 +268,8 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
     return sorted(entries, key=lambda entry: len(entry.path))
 
 
-def restore_finders(folders: "set[str]") -> None:
-    """Let Python list those folders on sys.path that it has no finders of any more.
+def make_finders(folders: "set[str]") -> None:
+    """Let Python make finders for those folders on sys.path that have none any more.
 
     That is so if somebody has emptied sys.path_importer_cache. The next import would
     make them anew as well.
@@ -280,7 +279,19 @@ def restore_finders(folders: "set[str]") -> None:
             if path not in sys.path_importer_cache:
                 PathFinder.find_spec("any", [path])
     except Exception as error:
-        debug(f"cannot list the folders on sys.path: {error!r}")
+        debug(f"cannot make finders for sys.path: {error!r}")
+
+
+def listing(finder: "Any") -> "set[str]":
+    """Return the names in a finder's folder, which it has listed for some import.
+
+    If there are libraries, it lists the folder anew if that has changed since: one may
+    have been upgraded. It does so for the next import as well.
+    """
+    names: set[str] = finder._path_cache
+    if not names or any(name.endswith(METADATA_SUFFIXES) for name in names):
+        finder.find_spec("any")
+    return set(finder._path_cache)
 
 
 def paths_below(folder: str, files: "Iterable[str]") -> "dict[str, str]":
@@ -1153,7 +1164,10 @@ def modules_mark() -> "tuple[int, object]":
 
 
 def modules_up_to(mark: "tuple[int, Any]") -> "dict[Any, object]":
-    """Return the modules that were loaded when modules_mark() returned this mark."""
+    """Return the modules that were executed when modules_mark() returned this mark.
+
+    Lazy ones are left out: they may have been executed since.
+    """
     number, newest = mark
     modules = dict(sys.modules)
     # So many stood before the newest one, in the order in which their imports ended.
@@ -1163,7 +1177,16 @@ def modules_up_to(mark: "tuple[int, Any]") -> "dict[Any, object]":
         names = names[: names.index(newest)]
     if newest in modules:
         names.append(newest)
-    return {name: modules[name] for name in names}
+    return {name: modules[name] for name in names if not was_lazy(modules[name])}
+
+
+def was_lazy(module: object) -> bool:
+    """Tell whether a module was loaded by LazyLoader, which leaves a mark in its spec.
+
+    When it was executed is not known.
+    """
+    spec = namespace_of(module).get("__spec__")
+    return type(spec) is ModuleSpec and type(spec.loader_state) is dict
 
 
 def register_unseen(function: "Callable[[], None]") -> None:

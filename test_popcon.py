@@ -592,6 +592,18 @@ spec.loader.exec_module(sleepy)
     def test_a_lazy_module_that_is_made_by_hand_counts_when_it_is_touched(self) -> None:
         self.check_lazy_module(self.LOAD_LAZILY)
 
+    @unittest.skipUnless(hasattr(os, "fork"), "needs os.fork")
+    def test_a_lazy_module_counts_for_the_child_that_touches_it(self) -> None:
+        self.install("sleepy", "sleepy.py", source="value = 1")
+        child = """
+            if os.fork():
+                os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
+            sleepy.value
+            import beta
+            """
+        code = f"import os\n{self.LOAD_LAZILY}{textwrap.dedent(child)}"
+        self.assert_used(code, "beta", "sleepy")
+
     # What modules make of themselves
 
     def test_a_module_that_says_it_has_another_file_counts_for_its_own(self) -> None:
@@ -861,6 +873,24 @@ OddNamespace = type("OddNamespace", (), {"__dict__": property(execute)})
     def test_a_cache_of_finders_that_was_emptied_does_no_harm(self) -> None:
         code = "import alpha; sys.path_importer_cache.clear()"
         self.assert_used(code, "alpha")
+
+    def test_finders_that_have_listed_nothing_yet_do_no_harm(self) -> None:
+        code = """
+            import alpha, pkgutil
+            sys.path_importer_cache.clear()
+            list(pkgutil.iter_modules())
+            """
+        self.assert_used(code, "alpha")
+
+    def test_a_library_counts_that_is_upgraded_after_its_import(self) -> None:
+        old = self.install("upgraded", "upgraded.py")
+        new = old.with_name("upgraded-2.0.dist-info")
+        code = f"""
+            import os, upgraded
+            os.rename({str(old)!r}, {str(new)!r})
+            os.utime({str(self.site)!r}, (0, 0))
+            """
+        self.assert_used(code, "upgraded")
 
     def test_a_sys_path_that_is_none_does_no_harm(self) -> None:
         self.assert_used("import beta; sys.path = None", "beta")
