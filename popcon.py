@@ -1839,15 +1839,23 @@ def uninstall(_: "argparse.Namespace") -> int:
     if places.library in ours:
         folder = os.path.dirname(escape(places.library))
         ours += glob(os.path.join(folder, "__pycache__", "popcon.*.pyc*"))
+    failure = ""
     for path in ours:
         try:
             os.remove(path)
         except PermissionError:
-            raise OSError(f"you may not remove {path}") from None
+            failure = f"you may not remove {path}"
+            break
+        except OSError as error:
+            failure = f"{path} cannot be removed: {error.strerror}"
+            break
         said.append(f"removed {path}")
     if not ours:
         said.append(f"nothing to remove in {sys.prefix}")
-    print("\n".join(said))
+    for line in said:
+        print(line)
+    if failure:
+        raise OSError(failure)
     return 0
 
 
@@ -1858,6 +1866,7 @@ def uninstall(_: "argparse.Namespace") -> int:
 
 BUFFER = 4 << 20  # bytes; enough for a thousand processes that end at once
 LONGEST_NAME = 200  # characters of a library and its namespace
+LONGEST_LINE = 1000  # bytes in the file; no line that collect has written is as long
 MOST_NAMES = 80_000  # so many of the longest names take 48 MB of memory
 SAVE_AFTER = 9  # seconds between writes, if counts have changed
 ALIVE_AFTER = 60  # seconds between writes, if no count has changed
@@ -1959,14 +1968,19 @@ def listening(host: str, port: int) -> "socket.socket":
     """Return a socket that receives datagrams. Raises OSError."""
     import socket
 
+    reason = None
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
         family, kind, _, _, where = found[0]
         udp = socket.socket(family, kind)
         udp.bind(where)
     except OSError as error:
-        message = f"cannot listen at {host}:{port}: {error.strerror}"
-        raise OSError(f"{message}; --listen takes another address or port") from None
+        reason = error.strerror
+    except UnicodeError:  # a part of the name is empty, or longer than 63 letters
+        reason = "this is no name of a host"
+    if reason:
+        message = f"cannot listen at {host}:{port}: {reason}"
+        raise OSError(f"{message}; --listen takes another address or port")
     option = (socket.SOL_SOCKET, socket.SO_RCVBUF)
     try:
         udp.setsockopt(*option, BUFFER)
@@ -2004,7 +2018,10 @@ class CountFile:
         failure = OSError(f"{self.path} was not written by collect, or is damaged")
         times = {}
         with open(self.path, "rb") as file:
-            for line in file:
+            while True:
+                line = file.readline(LONGEST_LINE)
+                if not line:
+                    break
                 found = re.fullmatch(FILE_LINE, line)
                 if found is None:
                     raise failure
@@ -2203,6 +2220,8 @@ class Window:
         self.text = text
         self.unit = UNITS[text.removeprefix(number)]  # seconds
         self.seconds = int(number) * self.unit
+        # If nobody counted for so many seconds, that does no harm.
+        self.outage: float = min(harmless_gap(self.seconds), self.seconds / 10)
 
     def in_its_unit(self, seconds: float) -> str:
         """Return another span, rounded down, in the same unit or a smaller one."""
@@ -2285,7 +2304,8 @@ def exporter_counts(options: "argparse.Namespace", now: float) -> Counts:
             counts.add(labels.get("library", ""), value)
     # If the file holds the metrics of several exporters, take the latest start.
     counts.since = min(now, max(0.0, *starts))
-    if now - alive > harmless_gap(options.window.seconds):
+    # A collect that has nothing to count writes its file only once in ALIVE_AFTER.
+    if now - alive > max(options.window.outage, 2 * ALIVE_AFTER):
         counts.doubt = "No answer: collect has stopped, later uses are not counted"
     if os.path.isfile(options.metrics):
         days = int((now - os.path.getmtime(options.metrics)) / DAY)
@@ -2358,13 +2378,10 @@ class Prometheus:
     """A server that stores the counters, and the window in which they matter."""
 
     def __init__(self, options: "argparse.Namespace", now: float) -> None:
-        seconds = options.window.seconds
         self.options = options
         self.counters = f"__name__={quoted(metric_name())},{options.match}".rstrip(",")
-        self.start: float = now - seconds
+        self.start: float = now - options.window.seconds
         self.end = now
-        # If no exporter ran for so many seconds, that does no harm.
-        self.outage: float = min(harmless_gap(seconds), seconds / 10)
 
     def counts(self) -> Counts:
         """Return by how much the counters rose in the window.
@@ -2479,7 +2496,7 @@ class Prometheus:
         # Go back in time from life to life, until there is a long gap between two.
         since: float = self.end
         for life in sorted(lives, key=lambda life: -life.scrapes[-1]):
-            if life.scrapes[-1] > since - self.outage:
+            if life.scrapes[-1] > since - self.options.window.outage:
                 since = min(since, life.scrapes[0])
         # An exporter may have run before popcon did. So begin with the first count.
         begin: float = self.end
@@ -2598,10 +2615,10 @@ def fetch(url: str, form: "dict[str, Any]", options: "argparse.Namespace") -> st
     from urllib import request as web
     from urllib.parse import urlencode
 
-    if not re.fullmatch(r"https?://[^/?@\s]+(/[!-~]*)?", url):
+    if not re.fullmatch(r"https?://[^/?@\s]+([/?][!-~]*)?", url):
         if "@" in url:
             raise OSError("a password is given as --header @FILE, not in the URL")
-        raise OSError("a URL begins with http:// and has no spaces")
+        raise OSError("a URL begins with http://, has only ASCII characters, no spaces")
     shown = url.partition("?")[0]
     query = urlencode(form)
     body = None
@@ -2748,10 +2765,11 @@ class InstalledLibrary(Library):
 
         folder = distribution.folder
         info = distribution.info
+        # Such as foo-1.0.dist-info, foo-1.0-py3.11.egg-info, foo.egg-info or EGG-INFO.
         stem, _, rest = info.rpartition(".")[0].partition("-")
         super().__init__(distribution.name() or normalized(stem) or readable(info, 60))
         self.distribution = distribution
-        self.version = rest.partition("-")[0]
+        self.version = rest.partition("-")[0] or version_in(distribution)
         paths = listed_paths(decoded(distribution.read("RECORD"))) - {""}
         self.files: dict[str, str | None] = {}
         for path in paths:
@@ -2770,6 +2788,15 @@ class InstalledLibrary(Library):
     def paths(self, kind: str) -> "list[str]":
         """Return its files of this kind."""
         return [path for path in self.files if self.files[path] == kind]
+
+
+def version_in(distribution: Distribution) -> str:
+    """Return the version that the metadata give, "" if they give none."""
+    for line in distribution.header():
+        field, _, version = line.partition(":")
+        if field.lower() == "version":
+            return readable(version, 60)
+    return ""
 
 
 def size_of_file(path: str) -> int:
@@ -3254,11 +3281,17 @@ def whole_number(text: str) -> int:
 
 def matchers(text: str) -> str:
     """Return the matchers of --match, which PromQL writes in braces, without these."""
-    library = r"""\blibrary\b["'`]?\s*[=!]"""
-    words = "about other labels: else all other libraries would seem unused"
-    must_match(rf"(?s)(?!.*{library}).*", text, words)
+    import re
+    from argparse import ArgumentTypeError
+
+    # Leave out the values, so that only names of labels and operators are searched.
+    string = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|`[^`]*`)"""
+    names = re.sub(rf"(?s)([=!][=~]?)\s*{string}", r"\1", text)
+    if re.search(r"""\blibrary\b["'`]?\s*[=!]""", names):
+        words = "about other labels: else all other libraries would seem unused"
+        raise ArgumentTypeError(f"{text!r} must be {words}")
     must_match(r"(?s)\s*\{.*\}\s*", text, """as in PromQL: '{namespace="prod"}'""")
-    return text.strip("{} ,\n")
+    return text.strip().removeprefix("{").removesuffix("}").strip(", \t\r\n")
 
 
 def add_usage_options(parser: "argparse.ArgumentParser") -> None:
@@ -3289,11 +3322,24 @@ def add_source_options(parser: "argparse.ArgumentParser", required: bool) -> Non
     """Add the options that tell where the counts are."""
     source = parser.add_mutually_exclusive_group(required=required)
     text = "Read the counts from Prometheus, for instance at http://prometheus:9090."
-    source.add_argument("--prometheus", default="", metavar="URL", help=text)
+    source.add_argument(
+        "--prometheus", type=base_url, default="", metavar="URL", help=text
+    )
     text = "Read the counts from the file of collect, or an exporter's /metrics."
     source.add_argument("--metrics", default="", metavar="FILE_OR_URL", help=text)
     text = "Send 'Name: value' to the server, or the lines of a file, as @FILE."
     parser.add_argument("--header", action="append", default=[], help=text)
+
+
+def base_url(text: str) -> str:
+    """Return the URL of --prometheus, to which the paths of its API are appended."""
+    from argparse import ArgumentTypeError
+
+    for end in "?#":
+        if end in text:
+            words = f"it must be a base URL, without {end} and what follows it"
+            raise ArgumentTypeError(words)
+    return text
 
 
 def command_line() -> "argparse.ArgumentParser":
