@@ -1303,8 +1303,6 @@ def report() -> "list[str]":
 #
 # What follows runs only if somebody types a command.
 
-# ---- selftest -----------------------------------------------------------------------
-
 if TYPE_CHECKING:
     import socket
 
@@ -1314,6 +1312,33 @@ if TYPE_CHECKING:
     # Of a series in Prometheus:
     Labels = frozenset[tuple[str, str]]  # names and values, also ("__name__", NAME)
     Samples = list[tuple[float, float]]  # times in seconds since 1970, and values
+
+
+def note(text: str) -> None:
+    """Print a sentence on stderr. It is no error if that is full or closed."""
+    if sys.stderr is not None:
+        try:
+            print(f"popcon: {readable(text, 320)}", file=sys.stderr, flush=True)
+        except (OSError, ValueError):
+            pass
+
+
+def readable(text: str, width: int) -> str:
+    """Return a text in one short line, without control characters."""
+    text = text[:9999]
+    for character in set(text):
+        if not character.isprintable():
+            text = text.replace(character, " ")
+    return " ".join(text.split())[:width]
+
+
+def counted_noun(number: int, one: str, many: str) -> str:
+    """Return a number with its noun, such as "1 library" or "2 libraries"."""
+    noun = one if number == 1 else many
+    return f"{number:,} {noun}"
+
+
+# ---- selftest -----------------------------------------------------------------------
 
 SELFTEST = "popcon-selftest"  # a library that does not exist; usage does not show it
 
@@ -1671,7 +1696,7 @@ def explanation(new: "Mapping[str, object]", used: "set[str]") -> "Iterator[str]
     owned = owners(files, files)
     for library in sorted(owned):
         if library in used:
-            yield f"{library}: {some(len(owned[library]), 'module', 'modules')}"
+            yield f"{library}: {counted_noun(len(owned[library]), 'module', 'modules')}"
         else:
             yield f"not counted: {library}: it was loaded before"
     for file in sorted(files.difference(*owned.values())):
@@ -2170,24 +2195,6 @@ def everyone_reports() -> bool:
     Then start-up has set popcon up in this process, too, which is no session.
     """
     return _reporter.is_set_up and ipython_shell() is None
-
-
-def readable(text: str, width: int) -> str:
-    """Return a text in one short line, without control characters."""
-    text = text[:9999]
-    for character in set(text):
-        if not character.isprintable():
-            text = text.replace(character, " ")
-    return " ".join(text.split())[:width]
-
-
-def note(text: str) -> None:
-    """Print a sentence on stderr. It is no error if that is full or closed."""
-    if sys.stderr is not None:
-        try:
-            print(f"popcon: {readable(text, 320)}", file=sys.stderr, flush=True)
-        except (OSError, ValueError):
-            pass
 
 
 # -- the counts
@@ -3146,10 +3153,10 @@ def table(
         width = max(60, get_terminal_size().columns)
     since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(counts.since))
     here = [library for library in libraries if library.status != "absent"]
-    number = some(len(here), "library", "libraries")
+    number = counted_noun(len(here), "library", "libraries")
     python = f"Python {sys.version.split()[0]} in {sys.prefix}"
     lines = [
-        f"{python}: {number}, {size_of(here)}".rstrip(", "),
+        f"{python}: {number}, {size_text(here)}".rstrip(", "),
         f"Window: {options.window.text}; counted since {since}",
     ]
     for group in GROUPS:
@@ -3167,9 +3174,9 @@ def section(
 ) -> "list[str]":
     """Return the title and the rows of a section of the table."""
     title, limit = GROUPS[group]
-    title = title.format(some(options.at_most, "process", "processes"))
-    number = some(len(members), "library", "libraries")
-    lines = ["", f"{title} ({number}, {size_of(members)})".replace(", )", ")")]
+    title = title.format(counted_noun(options.at_most, "process", "processes"))
+    number = counted_noun(len(members), "library", "libraries")
+    lines = ["", f"{title} ({number}, {size_text(members)})".replace(", )", ")")]
     rows: dict[str, list[Library]] = {}
     for library in members:
         rows.setdefault(library.row, []).append(library)
@@ -3179,7 +3186,7 @@ def section(
         limit = ALL
     most = order[0][0].processes or 1
     for row in order[:limit]:
-        begin = f"  {row[0].row:23} {size_of(row):>8}  "
+        begin = f"  {row[0].row:23} {size_text(row):>8}  "
         text = remark(row, options, width - len(begin))
         if group == "used":
             text += "  " + "#" * round(30 * (row[0].processes or 0) / most)
@@ -3216,14 +3223,14 @@ def remark(row: "list[Library]", options: "argparse.Namespace", room: int) -> st
 def conclusion(here: "list[Library]", doubt: str, since: str) -> "list[str]":
     """Return sentences: what can go, how that is known, and what else goes along."""
     unused = [library for library in here if library.status == "unused"]
-    all_here = some(len(here), "library", "libraries")
+    all_here = counted_noun(len(here), "library", "libraries")
     if not unused:
         return [doubt or f"None of {all_here} can go."]
     to_strike = [library for library in unused if not library.brought_by]
-    names = some(len(to_strike), "name", "names")
+    names = counted_noun(len(to_strike), "name", "names")
     who = "process" if everyone_reports() else "session"
     sentences = [
-        f"{len(unused)} of {all_here} can go, {size_of(unused)} of {size_of(here)}: "
+        f"{len(unused)} of {all_here} can go, {size_text(unused)} of {size_text(here)}: "
         f"strike {names} from your list of requirements.",
         f"No {who} that reported has imported them since {since}, "
         "and nothing that stays needs them.",
@@ -3243,7 +3250,7 @@ def total(libraries: "list[Library]") -> int:
     return sum(library.size or 0 for library in libraries)
 
 
-def size_of(libraries: "list[Library]") -> str:
+def size_text(libraries: "list[Library]") -> str:
     """Return the size of libraries together, "" if it is not known of any."""
     if all(library.size is None for library in libraries):
         return ""
@@ -3253,12 +3260,6 @@ def size_of(libraries: "list[Library]") -> str:
     if size >= 99.95:
         return f"{size:.0f} MB"
     return f"{size:.1f} MB"
-
-
-def some(number: int, one: str, many: str) -> str:
-    """Return the number with the noun in its singular or plural."""
-    noun = one if number == 1 else many
-    return f"{number:,} {noun}"
 
 
 # -- its options
@@ -3375,6 +3376,9 @@ def command_line() -> "argparse.ArgumentParser":
     add_usage_options(add(usage))
     add(uninstall)
     return parser
+
+
+# ---- main ---------------------------------------------------------------------------
 
 
 def main(arguments: "Sequence[str] | None" = None) -> int:

@@ -7613,7 +7613,7 @@ class TestUsage(UsageCase):
         for size, expected in sizes.items():
             library = popcon.Library("alpha")
             library.size = size
-            self.assertEqual(popcon.size_of([library]), expected)
+            self.assertEqual(popcon.size_text([library]), expected)
 
     def test_it_says_whose_imports_are_known(self) -> None:
         self.install("alpha", "alpha.py")
@@ -8220,8 +8220,8 @@ class TestUsage(UsageCase):
     def test_wrong_urls_get_one_sentence(self) -> None:
         for url in ("localhost:9090", "file:///etc/hunter2", "x"):
             self.assert_refused("a URL begins with http://", "--prometheus", url)
-        for odd in ("hunter2 x", "hunter2\u20ac"):
-            url = f"http://x/metrics?token={odd}"
+        for token in ("hunter2 x", "hunter2\u20ac"):
+            url = f"http://x/metrics?token={token}"
             self.assert_refused("has only ASCII characters, no spaces", "--metrics", url)
         for url in ("http://x/p?tenant=hunter2", "http://x?hunter2", "http://x/#hunter2"):
             without = "--prometheus: it must be a base URL, without . and what follows"
