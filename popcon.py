@@ -1368,7 +1368,10 @@ def findings(check: "Check", options: "argparse.Namespace") -> "Findings":
 
 
 def check_files(_: "argparse.Namespace") -> "Findings":
-    """Tell whether popcon.py lies where Python imports it from, with its bytecode."""
+    """Tell whether popcon.py lies where Python imports it from.
+
+    If its bytecode is not there, write it, as an import would do.
+    """
     from compileall import compile_file
 
     yield "ok", "popcon", f"{__version__}, {__file__}"
@@ -1380,7 +1383,7 @@ def check_files(_: "argparse.Namespace") -> "Findings":
         yield "error", "import", f"{library} is not popcon's, and hides it"
     elif compile_file(library, quiet=2):
         yield "ok", "bytecode", f"is there for {library}"
-    else:
+    else:  # compile_file() cannot write it
         yield "warning", "bytecode", f"no: each start compiles {library} anew"
 
 
@@ -1411,7 +1414,10 @@ def check_processes(_: "argparse.Namespace") -> "Findings":
 
 
 def trial(*arguments: str) -> "tuple[bytes, str]":
-    """Run Python beside a library SELFTEST. Return what it sends, and its stderr."""
+    """Run Python in a folder with a library that is called as SELFTEST says.
+
+    Return what it sends, and what it writes to stderr.
+    """
     from pathlib import Path
     from socket import AF_INET, SOCK_DGRAM, socket
     from subprocess import DEVNULL, run
@@ -1425,12 +1431,19 @@ def trial(*arguments: str) -> "tuple[bytes, str]":
         Path(info, "RECORD").write_text("popcon_selftest.py,,\n", "ascii")
         Path(folder, "popcon_selftest.py").touch()
         server.bind(("127.0.0.1", 0))
-        settings = {HOST: "127.0.0.1", PORT: str(server.getsockname()[1])}
-        settings |= {DEBUG_SWITCH: "1"}
-        settings |= {PREFIX: "", SAMPLE_RATE: "", "DO_NOT_TRACK": "0"}
+        settings = {
+            HOST: "127.0.0.1",
+            PORT: str(server.getsockname()[1]),
+            PREFIX: "",
+            SAMPLE_RATE: "",
+            DEBUG_SWITCH: "1",
+            "DO_NOT_TRACK": "0",
+            "IPYTHONDIR": folder,
+            "PYTHONSAFEPATH": "",
+        }
         ended = run(
             [sys.executable, "-B", *arguments],
-            env=os.environ | settings | {"IPYTHONDIR": folder, "PYTHONSAFEPATH": ""},
+            env=os.environ | settings,
             cwd=folder,
             stdin=DEVNULL,
             capture_output=True,
@@ -1472,7 +1485,10 @@ def check_settings(_: "argparse.Namespace") -> "Findings":
 
 
 def check_server(options: "argparse.Namespace") -> "Findings":
-    """Send an empty datagram, which counts nothing, unless check_chain() sends one."""
+    """Send an empty datagram, which counts nothing.
+
+    It is left out if check_chain() is going to send a real count.
+    """
     is_chain_checked = options.prometheus or options.metrics
     if os.environ.get(HOST) and not is_chain_checked and not opted_out():
         text = f"{send_and_listen(b'')}, does not refuse datagrams; "
@@ -1523,10 +1539,10 @@ def check_chain(options: "argparse.Namespace") -> "Findings":
         note(f"waiting for one count more at {server}, up to {patience:.0f} s")
     end = time.monotonic() + patience
     while True:
-        now = selftest_counters(options)
+        after = selftest_counters(options)
         risen = []
-        for name, samples in now.items():
-            if name not in before or samples[-1][1] != before[name][-1][1]:
+        for name, samples in after.items():
+            if name not in before or newest(samples) != newest(before[name]):
                 risen.append(name)
         if risen or time.monotonic() > end:
             break
@@ -1537,7 +1553,7 @@ def check_chain(options: "argparse.Namespace") -> "Findings":
     elif risen:
         text = f"one count arrived as {unmapped_name()}"
         yield "error", "chain", f"{text}: the mapping does not know the prefix"
-    elif any(map(is_mapped, now)):
+    elif any(map(is_mapped, after)):
         text = f"{server} knows the counter, but it did not rise"
         yield "error", "chain", f"{text}: {arrive}"
     else:
@@ -1545,6 +1561,12 @@ def check_chain(options: "argparse.Namespace") -> "Findings":
         if options.prometheus:
             text += " Is the exporter scraped?"
         yield "error", "chain", text
+
+
+def newest(samples: "Samples") -> float:
+    """Return the value of the newest sample."""
+    _, value = samples[-1]
+    return value
 
 
 def selftest_counters(options: "argparse.Namespace") -> "dict[str, Samples]":
@@ -1556,9 +1578,10 @@ def selftest_counters(options: "argparse.Namespace") -> "dict[str, Samples]":
             if name == unmapped_name() or labels.get("library") == SELFTEST:
                 counters[f"{name} {labels}"] = [(now, value)]
         return counters
-    for where in (f'__name__="{unmapped_name()}"', f'library="{SELFTEST}"'):
-        query = {"query": f"{{{where}}}[3h]", "time": now}
-        for series, samples in series_of(options, "query", query).items():
+    for matcher in (f'__name__="{unmapped_name()}"', f'library="{SELFTEST}"'):
+        query = "{" + matcher + "}[3h]"
+        form = {"query": query, "time": now}
+        for series, samples in series_of(options, "query", form).items():
             if samples:
                 counters[str(sorted(series))] = samples
     return counters
@@ -1604,13 +1627,14 @@ def add_run_options(parser: "argparse.ArgumentParser") -> None:
 def run(options: "argparse.Namespace") -> "NoReturn":
     """Run a program, and print at its end what it would send. Nothing is sent."""
     import runpy
+    from types import ModuleType
 
     program = options.m or options.c or options.script
     if not program:
         command_line().error("a program is missing: SCRIPT, -m MODULE or -c CODE")
     what = program[0]
     folder = os.getcwd()
-    main_module = type(sys)("__main__")
+    main_module = ModuleType("__main__")
     if options.script:
         main_module.__file__ = os.path.join(folder, what)
         folder = os.path.dirname(os.path.realpath(what))
@@ -1828,10 +1852,10 @@ def install(options: "argparse.Namespace") -> int:
             write_whole(path, [content])
             said.append(f"wrote {path}")
     # For -O and -OO, too: then no process of anybody has to compile or write it.
-    compiled = []
+    results = []
     for level in (0, 1, 2):
-        compiled.append(compile_file(places.library, quiet=2, optimize=level))
-    if all(compiled):
+        results.append(compile_file(places.library, quiet=2, optimize=level))
+    if all(results):
         said.append(f"compiled {places.library}")
     print("\n".join(said))
     who = "each session of IPython and Jupyter"
@@ -1862,7 +1886,7 @@ def uninstall(_: "argparse.Namespace") -> int:
             else:
                 ours.append(path)
     if places.library in ours:
-        folder = os.path.dirname(escape(places.library))
+        folder = escape(os.path.dirname(places.library))
         ours += glob(os.path.join(folder, "__pycache__", "popcon.*.pyc*"))
     failure = ""
     for path in ours:
@@ -1972,17 +1996,21 @@ def collect(options: "argparse.Namespace") -> int:
 
 
 def lock(path: str) -> None:
-    """Lock a file against other collects until this process ends. Raises OSError."""
+    """Lock a file against other collects until this process ends. Raises OSError.
+
+    The lock is on a second file, as each save() replaces the first one. That file is
+    not closed, as closing it would end the lock.
+    """
     if os.path.isdir(path):
         raise OSError(f"{path} is a folder, where a file is to be named")
     try:
-        beside = os.open(f"{path}.lock", os.O_WRONLY | os.O_CREAT, 0o644)
+        lock_file = os.open(f"{path}.lock", os.O_WRONLY | os.O_CREAT, 0o644)
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error.strerror}") from None
     try:
         from fcntl import LOCK_EX, LOCK_NB, flock
 
-        flock(beside, LOCK_EX | LOCK_NB)
+        flock(lock_file, LOCK_EX | LOCK_NB)
     except BlockingIOError:
         raise OSError(f"another collect counts into {path}") from None
     except (ImportError, OSError):
@@ -2021,7 +2049,7 @@ class CountFile:
 
     numbers: how many processes used each library; the keys are those of key_of()
     since: since when all datagrams were counted, but for short gaps
-    alive: when the file was last written, by this or an earlier process
+    alive: when this process last tried to write the file, or else an earlier one did
     """
 
     def __init__(self, path: str) -> None:
@@ -2068,15 +2096,17 @@ class CountFile:
             if len(namespace) + len(library) > LONGEST_NAME:
                 continue
             key = key_of(library, namespace)
-            self.is_changed = True
+            self.is_changed = True  # either a number, or self.since
             if key not in self.numbers and len(self.numbers) >= MOST_NAMES:
                 self.since = time.time()  # until now, not everything was counted
                 if not self.is_full:
                     note(f"{MOST_NAMES:,} names are enough: new ones are left out")
                 self.is_full = True
                 continue
-            rate = float(rate or 1) or 1  # statsd_exporter takes 0 for 1, too
-            self.numbers[key] = self.numbers.get(key, 0) + int(number) / rate
+            share = float(rate or 1)
+            if share == 0:
+                share = 1  # as statsd_exporter takes it
+            self.numbers[key] = self.numbers.get(key, 0) + int(number) / share
 
     def is_due(self) -> bool:
         """Tell whether it is time to write the file."""
@@ -2086,7 +2116,8 @@ class CountFile:
     def save(self) -> None:
         """Write the file. If that fails, print why; the next call tries it again."""
         now = time.time()
-        # If nobody listened for long, or the clock was set, uses may have been missed.
+        # self.alive is still the time of the last call, or what load() has read. If
+        # nobody listened since then, or the clock was set, uses may have been missed.
         is_long_gap = now - self.alive > harmless_gap(self.alive - self.since)
         if is_long_gap or self.since > now:
             self.since = now
