@@ -2180,16 +2180,18 @@ def usage(options: "argparse.Namespace") -> int:
         libraries = judged(counts, options)
         say_limits(libraries, counts)
     except ValueError as error:  # a setting is wrong, or a header
-        raise OSError(error) from None
+        raise OSError(str(error)) from None
     if options.json:
         lines = [json.dumps([library.as_json() for library in libraries], indent=1)]
     elif options.unused:
-        lines = [library.name for library in libraries if library.group in CAN_GO]
+        lines = [library.name for library in libraries if library.section in CAN_GO]
     else:
         lines = table(libraries, counts, options)
     for line in lines:
         print(line)
-    return int(bool(counts.doubt))
+    if counts.doubt:
+        return 1
+    return 0
 
 
 def say_limits(libraries: "list[Library]", counts: "Counts") -> None:
@@ -2199,8 +2201,8 @@ def say_limits(libraries: "list[Library]", counts: "Counts") -> None:
     rate = setting(SAMPLE_RATE)
     if float(rate) < 1:
         note(f"a sample of {rate} of the processes reports: rare uses may be missed")
-    groups = [library.group for library in libraries]
-    if not everyone_reports() and not CAN_GO.isdisjoint(groups):
+    sections = [library.section for library in libraries]
+    if not everyone_reports() and not CAN_GO.isdisjoint(sections):
         note(
             "only IPython and Jupyter report here by themselves: scripts are not "
             "known, nor kernels of virtual environments upon this one"
@@ -2211,19 +2213,20 @@ def say_limits(libraries: "list[Library]", counts: "Counts") -> None:
             f"what workers of {workers} import is known only if they call "
             "popcon.report()"
         )
-    absent = groups.count("absent")
+    absent = sections.count("absent")
     used_here = len(counts.processes) - absent
     if absent > 5 and absent > 2 * used_here:
         note(
             f"{absent} libraries were counted that are not installed in {sys.prefix}, "
-            f"which has {len(groups) - absent}: is it the right environment?"
+            f"which has {len(libraries) - absent}: is it the right environment?"
         )
 
 
 def everyone_reports() -> bool:
     """Tell whether every process reports, and not only sessions of IPython and Jupyter.
 
-    Then start-up has set popcon up in this process, too, which is no session.
+    The popcon.pth of `install --all-processes` runs at the start of every process. So
+    it has set popcon up here as well, although this is no session.
     """
     return _reporter.is_set_up and ipython_shell() is None
 
@@ -2231,6 +2234,7 @@ def everyone_reports() -> bool:
 # -- the counts
 
 DAY = 86400  # seconds
+# Units of time, in seconds. The largest comes first, as Window.in_its_unit() needs it.
 UNITS = {
     "y": 365 * DAY,
     "w": 7 * DAY,
@@ -2299,6 +2303,7 @@ def counted(options: "argparse.Namespace") -> Counts:
     else:
         counts = exporter_counts(options, now)
     known = now - counts.since
+    # It is good enough if a hundredth of the window is missing, 21 hours of 90 days.
     is_too_early = known < 0.99 * window.seconds
     # A collect or an exporter that has just begun may have no counts yet.
     if not counts.processes and not (options.metrics and is_too_early):
@@ -2372,12 +2377,13 @@ def metrics_in(text: str) -> "Iterator[tuple[str, dict[str, str], float]]":
     """Yield the name, the labels and the value of each sample in an exporter's text."""
     import re
 
+    # Such as: python_popcon_library_used{library="numpy",namespace="physics"} 12
     string = r'"((?:[^"\\\n]|\\.)*)"'
-    name = r"(?P<name>\w+)"
-    labels = rf'(?:{{(?P<labels>(?:[^"}}\n]|{string})*)}})?'
-    value = r"(?P<value>[-+]?\d+\.?\d*(?:e[-+]?\d+)?)"
-    for found in re.finditer(rf"(?m)^{name}{labels} +{value}(?!\S)", text):
-        pairs = re.findall(rf"(\w+)={string}", found["labels"] or "")
+    name = r"^(?P<name>\w+)"
+    labels = r'(?:\{(?P<labels>(?:[^"}\n]|' + string + r")*)\})?"
+    value = r" +(?P<value>[-+]?\d+\.?\d*(?:e[-+]?\d+)?)(?!\S)"
+    for found in re.finditer("(?m)" + name + labels + value, text):
+        pairs = re.findall(r"(\w+)=" + string, found["labels"] or "")
         yield found["name"], dict(pairs), float(found["value"])
 
 
@@ -2431,8 +2437,12 @@ class Prometheus:
         every = selector(frozenset(), self.counters)
         form = {"match[]": every, "start": self.start, "end": self.end}
         series = series_of(self.options, "series", form)
-        targets = [self.target(labels) for labels in set(map(target_labels, series))]
-        lives = [life for target in targets for life in target.lives]
+        targets = []
+        lives = []
+        for labels in set(map(target_labels, series)):
+            target = self.target_with(labels)
+            targets.append(target)
+            lives += target.lives
         counts = Counts()
         for life in lives:
             for labels, value in life.after.items():
@@ -2440,39 +2450,41 @@ class Prometheus:
                 if rise < 0:
                     counts.doubt = ENDED
                     rise = value
-                counts.add(library_of(labels), rise)
-        # A counter that ended may have counted uses of these, which nobody knows now.
+                counts.add(library_label(labels), rise)
+        # These seem to be unused or rare. If one of their counters ended early, it may
+        # have counted more uses, which nobody knows now.
         idle = set()
         for labels in series:
-            name = normalized(library_of(labels))
+            name = normalized(library_label(labels))
             if name and counts.processes.get(name, 0) <= self.options.at_most:
-                idle.add(library_of(labels))
+                idle.add(library_label(labels))
         if idle and any(self.has_lost(idle, target) for target in targets):
             counts.doubt = ENDED
         counts.since = self.reach(lives)
         return counts
 
-    def target(self, labels: "Labels") -> Target:
+    def target_with(self, labels: "Labels") -> Target:
         """Return the target with these labels. Raises OSError if no start is stored."""
         from bisect import bisect
 
         target = Target(labels)
-        where = selector(labels, f"__name__={quoted(START)}")
-        exporters = self.samples(where, self.start - LOOK_BACK, self.end)
-        if not exporters:
-            where = selector(labels, self.counters)
-            if self.samples(where, self.start, self.end, "last_over_time"):
+        starts = selector(labels, f"__name__={quoted(START)}")
+        start_series = self.samples(starts, self.start - LOOK_BACK, self.end)
+        if not start_series:
+            counters = selector(labels, self.counters)
+            if self.samples(counters, self.start, self.end, "last_over_time"):
                 raise OSError(
-                    f"no process_start_time_seconds is stored for {where}: scrape it, "
-                    "too, or leave these counters out by --match"
+                    f"no process_start_time_seconds is stored for {counters}: scrape "
+                    "it, too, or leave these counters out by --match"
                 )
-        # Two series with the same start are of one exporter that two servers scrape.
         lives: dict[float, Life] = {}
         first_series: dict[float, Labels] = {}
-        for series, samples in exporters.items():
+        for series, samples in start_series.items():
             for start, times in parted_by_start(samples):
+                # Two series with the same start are of one exporter that two servers
+                # scrape. These have added the labels that are in one series only.
                 first = first_series.setdefault(start, series)
-                target.ignored.update(dict(series ^ first))
+                target.ignored |= {name for name, _ in series ^ first}
                 lives.setdefault(start, Life(target)).scrapes += times
         target.lives = list(lives.values())
         for life in target.lives:
@@ -2493,7 +2505,7 @@ class Prometheus:
         import re
 
         pattern = quoted("|".join(map(re.escape, sorted(libraries))))
-        where = f"{self.counters},library=~{pattern}"
+        counters = f"{self.counters},library=~{pattern}"
         for life in target.lives:
             begin, end = life.scrapes[0], life.scrapes[-1]
             # Counters that were there until the end. values() does not tell exporters
@@ -2502,20 +2514,23 @@ class Prometheus:
             for other in target.lives:
                 if other.scrapes[0] <= end and begin <= other.scrapes[-1]:
                     last.update(other.after)
-            numbers = self.values(life, where, begin, end, "count_over_time")
+            numbers = self.values(life, counters, begin, end, "count_over_time")
             for counter, number in numbers.items():
-                # A few samples may get lost on the way to a remote storage.
+                if counter not in last:
+                    return True
+                # A few samples may get lost on the way to a remote storage. A counter
+                # that began in the window has fewer samples anyway.
                 has_gap = number < 0.99 * len(life.scrapes)
-                if counter not in last or has_gap and counter in life.before:
+                if has_gap and counter in life.before:
                     return True
         return False
 
-    def last_values(self, life: Life, time: float) -> "dict[Labels, float]":
+    def last_values(self, life: Life, scrape: float) -> "dict[Labels, float]":
         """Return the values of an exporter's counters in the scrape at this time.
 
         All samples of one scrape have the same timestamp.
         """
-        return self.values(life, self.counters, time, time, "last_over_time")
+        return self.values(life, self.counters, scrape, scrape, "last_over_time")
 
     def values(
         self, life: Life, counters: str, begin: float, end: float, function: str
@@ -2551,11 +2566,13 @@ class Prometheus:
             return life.scrapes[0]
         if not life.after:
             return self.end
+
+        def has_counters(scrape: float) -> bool:
+            return self.last_values(life, scrape) != {}
+
         # A counter stays until its exporter ends, so bisection finds the first scrape.
         # The last one has counters, and needs no query.
-        first = bisect_left(
-            life.scrapes[:-1], True, key=lambda time: self.last_values(life, time) != {}
-        )
+        first = bisect_left(life.scrapes[:-1], True, key=has_counters)
         return life.scrapes[first]
 
     def samples(
@@ -2583,7 +2600,8 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def library_of(labels: "Labels") -> str:
+def library_label(labels: "Labels") -> str:
+    """Return the label "library" of a counter, "" if it has none."""
     return dict(labels).get("library", "")
 
 
@@ -2598,11 +2616,12 @@ def parted_by_start(samples: "Samples") -> "list[tuple[float, list[float]]]":
     for when, start in samples:
         if lives:
             known, times = lives[-1]
-            # If the clock was set meanwhile, the same life has another start. It may be
-            # up to a minute earlier. It is later by less than the life has lasted, less
-            # two seconds since each of the two starts may be wrong by one.
-            latest = known + times[-1] - times[0] - 2
-            if start == known or known - 60 < start <= latest:
+            lasted = times[-1] - times[0]
+            # A new process starts after the last scrape of the old one, so its start is
+            # later by more than the old one has lasted. A start that is later by less,
+            # or up to a minute earlier, is that of the same process, after its clock
+            # was set. Each of the two starts may be wrong by one second.
+            if start == known or known - 60 < start <= known + lasted - 2:
                 times.append(when)
                 continue
         lives.append((start, [when]))
@@ -2633,17 +2652,26 @@ def series_of(
 
 
 def series_in(data: "Any") -> "Iterator[tuple[Labels, Samples]]":
-    """Yield the series in an answer. /series answers with a list of labels alone."""
-    if isinstance(data, list):
-        data = {"result": [{"metric": labels, "values": ()} for labels in data]}
+    """Yield the series in an answer, with their samples."""
+    if isinstance(data, list):  # /series answers with a list of labels alone
+        for labels in data:
+            yield as_labels(labels), []
+        return
     for series in data["result"]:
+        values = series.get("values")  # of a range; an instant has one value
+        if values is None:
+            values = [series["value"]]
         samples = []
-        for when, text in series.get("values", [series.get("value")]):
-            # NaN is no value: it marks where a series ended.
+        for when, text in values:
+            # This leaves out NaN, too, as all comparisons with it are false. NaN is no
+            # value: it marks where a series ended.
             if abs(when) < 1e12 and abs(float(text)) < 1e12:
                 samples.append((float(when), float(text)))
-        pairs = series["metric"].items()
-        yield frozenset((name, str(value)) for name, value in pairs), samples
+        yield as_labels(series["metric"]), samples
+
+
+def as_labels(metric: "dict[str, Any]") -> "Labels":
+    return frozenset((name, str(value)) for name, value in metric.items())
 
 
 def fetch(url: str, form: "dict[str, Any]", options: "argparse.Namespace") -> str:
@@ -2653,10 +2681,11 @@ def fetch(url: str, form: "dict[str, Any]", options: "argparse.Namespace") -> st
     from urllib import request as web
     from urllib.parse import urlencode
 
-    if not re.fullmatch(r"https?://[^/?@\s]+([/?][!-~]*)?", url):
+    if not re.fullmatch(r"https?://[^/?@\s]+(/[!-~]*)?", url):
         if "@" in url:
             raise OSError("a password is given as --header @FILE, not in the URL")
-        raise OSError("a URL begins with http://, has only ASCII characters, no spaces")
+        words = "of ASCII characters without spaces"
+        raise OSError(f"a URL must be as http://host:9102/metrics, {words}")
     shown = url.partition("?")[0]
     query = urlencode(form)
     body = None
@@ -2666,7 +2695,8 @@ def fetch(url: str, form: "dict[str, Any]", options: "argparse.Namespace") -> st
         url = f"{url}?{query}"
     request = web.Request(url, body, headers(options))
     # urlopen() would follow redirects to other servers, and send the headers there,
-    # which may hold a secret. So use only these of its handlers.
+    # which may hold a secret. So use only these of its handlers. Without the others, an
+    # answer with another status than 200 is returned as well, and not raised.
     opener = web.OpenerDirector()
     for handler in web.ProxyHandler, web.HTTPHandler, web.HTTPSHandler:
         opener.add_handler(handler())
@@ -2730,7 +2760,8 @@ KINDS = r"""(?x)
     (?P<start> [^/]+ (?: \.pth | \.start | customize\.py ) $ )
   | (?P<server> .* \b etc/jupyter/jupyter_ )
   | (?P<jupyter> .* \b (?: etc | share ) /jupyter/ )
-  # In bin/ beside the modules, where pip --target puts it, or elsewhere in a bin/.
+  # In bin/ beside the modules, where pip --target puts it, or as ../../../bin/ or
+  # /usr/bin/, but not in a bin/ within a package.
   | (?P<command> (?: \.{0,2} / (?: .*/ )? )? (?: bin | Scripts ) / [^/]+ $ )
   | (?P<bytecode> .* \b __pycache__ / )  # of modules, or of commands
   # Other libraries may load these by their paths. No other uses those in NAME.libs/.
@@ -2768,10 +2799,10 @@ class Library:
         # judged() sets these:
         self.processes: int | None = 0  # that used it; None: fewer than --at-least
         self.status = "absent"  # README lists what it may be
-        self.group = "absent"  # its section of the table: the status, or "rare"
+        self.section = "absent"  # of the table: the status, or "rare"
         self.required_by: list[str] = []  # libraries that stay, and require it
         self.brought_by: list[str] = []  # libraries that can go, and require it
-        self.row = name  # its row of the table; several libraries may share one
+        self.row_name = name  # of its row of the table, which several may share
 
     def as_json(self) -> "dict[str, Any]":
         reason = ""
@@ -2795,7 +2826,7 @@ class InstalledLibrary(Library):
 
     files: their kinds, by full paths with "/"
     top_levels: names of its modules and packages
-    groups: those of its entry points
+    entry_point_groups: such as console_scripts
     """
 
     def __init__(self, distribution: Distribution) -> None:
@@ -2817,9 +2848,10 @@ class InstalledLibrary(Library):
         if paths:
             self.size = sum(map(size_of_file, self.files))
         self.top_levels = top_levels(paths)
-        self.requirements = requirements(distribution)
+        self.requirements = all_requirements(distribution)
         entry_points = decoded(distribution.read("entry_points.txt"))
-        self.groups = set(re.findall(r"(?m)^[ \t]*\[[ \t]*([^]\s]+)", entry_points))
+        groups = re.findall(r"(?m)^[ \t]*\[[ \t]*([^]\s]+)", entry_points)
+        self.entry_point_groups = set(groups)
         self.was_asked_for = os.path.exists(os.path.join(folder, info, "REQUESTED"))
         self.reasons = list(reasons_of(self))
 
@@ -2867,9 +2899,10 @@ def reasons_of(library: InstalledLibrary) -> "Iterator[str]":
         if requirement.name == "ipykernel" and not requirement.only_for:
             yield IS_KERNEL
     own = f"{library.name}-"  # markdown has the group markdown.extensions
-    groups = [f"{normalized(group)}-" for group in library.groups - SCRIPTS]
-    if not all(group.startswith(own) for group in groups):
-        yield "a plug-in, others find it"
+    for group in library.entry_point_groups - SCRIPTS:
+        if not f"{normalized(group)}-".startswith(own):
+            yield "a plug-in, others find it"
+            break
     if may_end_unseen(library):
         yield IS_COMMAND
 
@@ -2888,14 +2921,19 @@ def may_end_unseen(library: InstalledLibrary) -> bool:
     """Tell whether it is a program whose processes may end without a report."""
     commands = library.paths("command")
     modules = library.paths("module")
-    if commands or not SCRIPTS.isdisjoint(library.groups):
-        # What has plug-ins of its own may be a server, which gets killed in the end. So
-        # python-lsp-server has a package pylsp, and entry points of the group pylsp.
-        is_server = not library.groups.isdisjoint(library.top_levels)
-        if is_server or not everyone_reports():
-            return True
-    elif not any(path.endswith("/__main__.py") for path in modules):
+    has_scripts = not SCRIPTS.isdisjoint(library.entry_point_groups)
+    is_command = has_scripts or commands != []
+    is_runnable = any(path.endswith("/__main__.py") for path in modules)  # by -m
+    if not is_command and not is_runnable:
         return False
+    # Where only sessions report, no command does.
+    if is_command and not everyone_reports():
+        return True
+    # What has plug-ins of its own may be a server, which gets killed in the end. So
+    # python-lsp-server has a package pylsp, and entry points of the group pylsp.
+    has_plugins = not library.entry_point_groups.isdisjoint(library.top_levels)
+    if is_command and has_plugins:
+        return True
     for path in commands:
         # Of a command that is not written in Python, nothing is known.
         if b"python" not in read(path).partition(b"\n")[0]:
@@ -2938,9 +2976,12 @@ class Requirement:
         import re
 
         what, _, marker = text.partition(";")
-        self.name, *others = map(normalized, re.split(r"[^\w.-]+", what.strip()))
-        # Version numbers are among these extras, too, which does no harm.
-        self.extras = {"", *others}
+        # "foo[bar,baz] >=1.0" has the words foo, bar, baz and 1.0. That a version gets
+        # among the extras does no harm.
+        words = re.split(r"[^\w.-]+", what.strip())
+        self.name = normalized(words[0])
+        self.extras = {""}
+        self.extras.update(map(normalized, words[1:]))
         # The extras for which it is required; if there are none, it always is. To be
         # safe, all other conditions in the marker are taken to be true.
         self.only_for: set[str] = set()
@@ -2952,8 +2993,11 @@ class Requirement:
                 self.only_for.update(map(normalized, named))
 
 
-def requirements(distribution: Distribution) -> "list[Requirement]":
-    """Return what a distribution requires, by its metadata or its requires.txt."""
+def all_requirements(distribution: Distribution) -> "list[Requirement]":
+    """Return what a distribution requires, by its metadata or its requires.txt.
+
+    That includes what only its extras require.
+    """
     import re
 
     header = "\n".join(distribution.header())
@@ -3019,13 +3063,15 @@ class Environment:
         while queue:
             name, extra = queue.pop()
             for requirement in self.requirements.get(name, ()):
+                only_for = requirement.only_for
+                is_certain = not only_for or extra in only_for
+                is_itself = requirement.name == name
+                if not is_certain and (extra != ANY_EXTRA or is_itself):
+                    continue  # it is required for other extras only
                 graph = needed
-                if requirement.only_for and extra not in requirement.only_for:
-                    # It is required only for other extras.
-                    if extra != ANY_EXTRA or requirement.name == name:
-                        continue
+                if not is_certain:
                     graph = optional
-                if requirement.name != name:
+                if not is_itself:
                     graph.setdefault(requirement.name, set()).add(name)
                 asked = {(requirement.name, one) for one in requirement.extras}
                 queue += asked - seen
@@ -3058,6 +3104,9 @@ def distributions() -> "Iterator[Distribution]":
 
 # -- the verdict
 
+# The row of the table for libraries that several others, which can go, have brought.
+SEVERAL = "(several of these)"
+
 
 def judged(counts: Counts, options: "argparse.Namespace") -> "list[Library]":
     """Return each library, installed or counted, with the verdict on it, by name."""
@@ -3079,17 +3128,18 @@ def judged(counts: Counts, options: "argparse.Namespace") -> "list[Library]":
     needed, optional = environment.required(staying | counts.processes.keys())
     # What is not among these, nor required by them, is rarely used.
     often = staying | used_often
-    for required in environment.required(often):
-        often |= required.keys()
+    needed_often, optional_often = environment.required(often)
+    often |= needed_often.keys() | optional_often.keys()
     for name, library in installed.items():
         library.required_by = sorted(needed.get(name, ()))
         if name in optional:
             names = ", ".join(sorted(optional[name]))
             library.reasons.append(f"optional: {names}")
-        library.status = library.group = status_of(library)
+        library.status = status_of(library)
+        library.section = library.status
         if library.status != "unused" and name not in often:
-            library.group = "rare"
-    bundle(environment, optional)
+            library.section = "rare"
+    find_brought_by(environment, optional)
     return sorted(libraries.values(), key=lambda library: library.name)
 
 
@@ -3119,7 +3169,7 @@ def add_reasons(
 
 def status_of(library: Library) -> str:
     """Return what is known of an installed library."""
-    if library.processes != 0:
+    if library.processes != 0:  # None stands for a few
         return "used"
     if library.required_by:
         return "required"
@@ -3128,7 +3178,7 @@ def status_of(library: Library) -> str:
     return "unused"
 
 
-def bundle(environment: Environment, optional: "Iterable[str]") -> None:
+def find_brought_by(environment: Environment, optional: "Iterable[str]") -> None:
     """Find out which libraries were brought by one that can go.
 
     They are those that it requires, and that nobody asked for by name. If they can go,
@@ -3139,7 +3189,8 @@ def bundle(environment: Environment, optional: "Iterable[str]") -> None:
     brings = {}
     for library in unused:
         needed, _ = environment.required([library.name])
-        brings[library.name] = needed.keys() & installed.keys() - {library.name}
+        others = installed.keys() - {library.name}
+        brings[library.name] = needed.keys() & others
     # Of two that require each other, the first one here has brought the other.
     unused.sort(
         key=lambda one: (-len(brings[one.name]), not one.was_asked_for, one.name)
@@ -3152,17 +3203,18 @@ def bundle(environment: Environment, optional: "Iterable[str]") -> None:
             if other.was_asked_for or other.required_by or name in optional:
                 continue
             if other.status == "unused":
-                other.row = SEVERAL if other.brought_by else library.name
+                other.row_name = library.name
+                if other.brought_by:
+                    other.row_name = SEVERAL
             other.brought_by.append(library.name)
 
 
 # -- the table
 
-SEVERAL = "(several of these)"
-ALL = 10**6
+ALL = 10**6  # rows, or columns
 # The titles of the sections, and how many rows they have without --all. Those that one
 # has to act on have all their rows.
-GROUPS = {
+SECTIONS = {
     "used": ("Used, by how many processes", 20),
     "rare": ("Rarely used, by at most {}", ALL),
     "unused": ("Can go", ALL),
@@ -3184,42 +3236,42 @@ def table(
         width = max(60, get_terminal_size().columns)
     since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(counts.since))
     here = [library for library in libraries if library.status != "absent"]
-    number = counted_noun(len(here), "library", "libraries")
     python = f"Python {sys.version.split()[0]} in {sys.prefix}"
     lines = [
-        f"{python}: {number}, {size_text(here)}".rstrip(", "),
+        f"{python}: {number_and_size(here)}",
         f"Window: {options.window.text}; counted since {since}",
     ]
-    for group in GROUPS:
-        members = [library for library in libraries if library.group == group]
+    for name in SECTIONS:
+        members = [library for library in libraries if library.section == name]
         if members:
-            lines += section(group, members, options, width)
+            lines += section_lines(name, members, options, width)
     lines.append("")
     for sentence in conclusion(here, counts.doubt, since):
         lines += wrap(sentence, width)
     return lines
 
 
-def section(
-    group: str, members: "list[Library]", options: "argparse.Namespace", width: int
+def section_lines(
+    name: str, members: "list[Library]", options: "argparse.Namespace", width: int
 ) -> "list[str]":
     """Return the title and the rows of a section of the table."""
-    title, limit = GROUPS[group]
+    title, limit = SECTIONS[name]
     title = title.format(counted_noun(options.at_most, "process", "processes"))
-    number = counted_noun(len(members), "library", "libraries")
-    lines = ["", f"{title} ({number}, {size_text(members)})".replace(", )", ")")]
+    lines = ["", f"{title} ({number_and_size(members)})"]
     rows: dict[str, list[Library]] = {}
     for library in members:
-        rows.setdefault(library.row, []).append(library)
+        rows.setdefault(library.row_name, []).append(library)
+    # In a row, row[0] speaks for all: only those that can go share a row, and none of
+    # these was used.
     order = list(rows.values())
     order.sort(key=lambda row: (row[0].processes or 0, total(row)), reverse=True)
     if options.all:
         limit = ALL
     most = order[0][0].processes or 1
     for row in order[:limit]:
-        begin = f"  {row[0].row:23} {size_text(row):>8}  "
+        begin = f"  {row[0].row_name:23} {size_text(row):>8}  "
         text = remark(row, options, width - len(begin))
-        if group == "used":
+        if name == "used":
             text += "  " + "#" * round(30 * (row[0].processes or 0) / most)
         lines.append(f"{begin}{text}"[:width].rstrip())
     if limit == 0:
@@ -3236,12 +3288,12 @@ def remark(row: "list[Library]", options: "argparse.Namespace", room: int) -> st
     first = row[0]
     if first.processes is None:
         return f"<{options.at_least}".rjust(9)
-    if first.processes or first.group == "rare":
+    if first.processes or first.section == "rare":
         return f"{first.processes:>9,}"
     if first.status == "required":
         text = ", ".join(first.required_by)
     elif first.status == "unused":
-        text = ", ".join(one.name for one in row if one.name != one.row)
+        text = ", ".join(one.name for one in row if one.name != one.row_name)
         if text:
             text = f"with {text}"
     else:
@@ -3259,9 +3311,11 @@ def conclusion(here: "list[Library]", doubt: str, since: str) -> "list[str]":
         return [doubt or f"None of {all_here} can go."]
     to_strike = [library for library in unused if not library.brought_by]
     names = counted_noun(len(to_strike), "name", "names")
+    size = size_text(unused)
+    all_size = size_text(here)
     who = "process" if everyone_reports() else "session"
     sentences = [
-        f"{len(unused)} of {all_here} can go, {size_text(unused)} of {size_text(here)}: "
+        f"{len(unused)} of {all_here} can go, {size} of {all_size}: "
         f"strike {names} from your list of requirements.",
         f"No {who} that reported has imported them since {since}, "
         "and nothing that stays needs them.",
@@ -3275,6 +3329,15 @@ def conclusion(here: "list[Library]", doubt: str, since: str) -> "list[str]":
             "requirements.txt."
         )
     return sentences
+
+
+def number_and_size(libraries: "list[Library]") -> str:
+    """Return how many libraries there are, and their size if it is known."""
+    text = counted_noun(len(libraries), "library", "libraries")
+    size = size_text(libraries)
+    if size:
+        text += f", {size}"
+    return text
 
 
 def total(libraries: "list[Library]") -> int:
@@ -3327,7 +3390,10 @@ def matchers(text: str) -> str:
 
 
 def add_usage_options(parser: "argparse.ArgumentParser") -> None:
-    """Add the options of the command usage to its parser."""
+    """Add the options of the command usage to its parser.
+
+    A default that is a string goes through `type`, too, as if it had been given.
+    """
     add_source_options(parser, required=True)
     add = parser.add_argument
     text = """Take only the counters with these labels: '{namespace="prod"}'."""
@@ -3375,7 +3441,7 @@ def base_url(text: str) -> str:
 
 
 def command_line() -> "argparse.ArgumentParser":
-    """Return the parser. It gives the function of the command as the option run."""
+    """Return the parser. In what it returns, `command` is the function to be called."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
@@ -3393,10 +3459,11 @@ def command_line() -> "argparse.ArgumentParser":
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(command: "Command") -> "argparse.ArgumentParser":
-        text = command.__doc__ or ""  # `python -OO` leaves none
+        # The docstring of a command is what -h prints. `python -OO` leaves none.
+        text = command.__doc__ or ""
         short = text.partition("\n")[0]
         added = commands.add_parser(command.__name__, help=short, description=text)
-        added.set_defaults(run=command)
+        added.set_defaults(command=command)
         return added
 
     text = "Let every Python process of it report."
@@ -3424,7 +3491,7 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = command_line().parse_args(arguments)
-        status: int = options.run(options)
+        status: int = options.command(options)
         flush_stdout()
         return status
     except KeyboardInterrupt:
