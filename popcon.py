@@ -2021,19 +2021,17 @@ def listening(host: str, port: int) -> "socket.socket":
     """Return a socket that receives datagrams. Raises OSError."""
     import socket
 
-    reason = None
+    place = f"{host}:{port}"
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
         family, kind, _, _, where = found[0]
         udp = socket.socket(family, kind)
         udp.bind(where)
-    except OSError as error:
-        reason = error.strerror
     except UnicodeError:  # a part of the name is empty, or longer than 63 letters
-        reason = "this is no name of a host"
-    if reason:
-        message = f"cannot listen at {host}:{port}: {reason}"
-        raise OSError(f"{message}; --listen takes another address or port")
+        raise OSError(f"cannot listen at {place}: this is no name of a host") from None
+    except OSError as error:
+        message = f"cannot listen at {place}: {error.strerror}"
+        raise OSError(f"{message}; --listen takes another address or port") from None
     option = (socket.SOL_SOCKET, socket.SO_RCVBUF)
     try:
         udp.setsockopt(*option, BUFFER)
