@@ -1327,8 +1327,6 @@ def report() -> "list[str]":
 #
 # What follows runs only if somebody types a command.
 
-# ---- selftest -----------------------------------------------------------------------
-
 if TYPE_CHECKING:
     import socket
 
@@ -1338,6 +1336,33 @@ if TYPE_CHECKING:
     # Of a series in Prometheus:
     Labels = frozenset[tuple[str, str]]  # names and values, also ("__name__", NAME)
     Samples = list[tuple[float, float]]  # times in seconds since 1970, and values
+
+
+def note(text: str) -> None:
+    """Print a sentence on stderr. It is no error if that is full or closed."""
+    if sys.stderr is not None:
+        try:
+            print(f"popcon: {readable(text, 320)}", file=sys.stderr, flush=True)
+        except (OSError, ValueError):
+            pass
+
+
+def readable(text: str, width: int) -> str:
+    """Return a text in one short line, without control characters."""
+    text = text[:9999]
+    for character in set(text):
+        if not character.isprintable():
+            text = text.replace(character, " ")
+    return " ".join(text.split())[:width]
+
+
+def counted_noun(number: int, one: str, many: str) -> str:
+    """Return a number with its noun, such as "1 library" or "2 libraries"."""
+    noun = one if number == 1 else many
+    return f"{number:,} {noun}"
+
+
+# ---- selftest -----------------------------------------------------------------------
 
 SELFTEST = "popcon-selftest"  # a library that does not exist; usage does not show it
 
@@ -1367,7 +1392,10 @@ def findings(check: "Check", options: "argparse.Namespace") -> "Findings":
 
 
 def check_files(_: "argparse.Namespace") -> "Findings":
-    """Tell whether popcon.py lies where Python imports it from, with its bytecode."""
+    """Tell whether popcon.py lies where Python imports it from.
+
+    If its bytecode is not there, write it, as an import would do.
+    """
     from compileall import compile_file
 
     yield "ok", "popcon", f"{__version__}, {__file__}"
@@ -1379,7 +1407,7 @@ def check_files(_: "argparse.Namespace") -> "Findings":
         yield "error", "import", f"{library} is not popcon's, and hides it"
     elif compile_file(library, quiet=2):
         yield "ok", "bytecode", f"is there for {library}"
-    else:
+    else:  # compile_file() cannot write it
         yield "warning", "bytecode", f"no: each start compiles {library} anew"
 
 
@@ -1410,7 +1438,10 @@ def check_processes(_: "argparse.Namespace") -> "Findings":
 
 
 def trial(*arguments: str) -> "tuple[bytes, str]":
-    """Run Python beside a library SELFTEST. Return what it sends, and its stderr."""
+    """Run Python in a folder with a library that is called as SELFTEST says.
+
+    Return what it sends, and what it writes to stderr.
+    """
     from pathlib import Path
     from socket import AF_INET, SOCK_DGRAM, socket
     from subprocess import DEVNULL, run
@@ -1424,12 +1455,19 @@ def trial(*arguments: str) -> "tuple[bytes, str]":
         Path(info, "RECORD").write_text("popcon_selftest.py,,\n", "ascii")
         Path(folder, "popcon_selftest.py").touch()
         server.bind(("127.0.0.1", 0))
-        settings = {HOST: "127.0.0.1", PORT: str(server.getsockname()[1])}
-        settings |= {DEBUG_SWITCH: "1"}
-        settings |= {PREFIX: "", SAMPLE_RATE: "", "DO_NOT_TRACK": "0"}
+        settings = {
+            HOST: "127.0.0.1",
+            PORT: str(server.getsockname()[1]),
+            PREFIX: "",
+            SAMPLE_RATE: "",
+            DEBUG_SWITCH: "1",
+            "DO_NOT_TRACK": "0",
+            "IPYTHONDIR": folder,
+            "PYTHONSAFEPATH": "",
+        }
         ended = run(
             [sys.executable, "-B", *arguments],
-            env=os.environ | settings | {"IPYTHONDIR": folder, "PYTHONSAFEPATH": ""},
+            env=os.environ | settings,
             cwd=folder,
             stdin=DEVNULL,
             capture_output=True,
@@ -1471,7 +1509,10 @@ def check_settings(_: "argparse.Namespace") -> "Findings":
 
 
 def check_server(options: "argparse.Namespace") -> "Findings":
-    """Send an empty datagram, which counts nothing, unless check_chain() sends one."""
+    """Send an empty datagram, which counts nothing.
+
+    It is left out if check_chain() is going to send a real count.
+    """
     is_chain_checked = options.prometheus or options.metrics
     if os.environ.get(HOST) and not is_chain_checked and not opted_out():
         text = f"{send_and_listen(b'')}, does not refuse datagrams; "
@@ -1522,10 +1563,10 @@ def check_chain(options: "argparse.Namespace") -> "Findings":
         note(f"waiting for one count more at {server}, up to {patience:.0f} s")
     end = time.monotonic() + patience
     while True:
-        now = selftest_counters(options)
+        after = selftest_counters(options)
         risen = []
-        for name, samples in now.items():
-            if name not in before or samples[-1][1] != before[name][-1][1]:
+        for name, samples in after.items():
+            if name not in before or newest(samples) != newest(before[name]):
                 risen.append(name)
         if risen or time.monotonic() > end:
             break
@@ -1536,7 +1577,7 @@ def check_chain(options: "argparse.Namespace") -> "Findings":
     elif risen:
         text = f"one count arrived as {unmapped_name()}"
         yield "error", "chain", f"{text}: the mapping does not know the prefix"
-    elif any(map(is_mapped, now)):
+    elif any(map(is_mapped, after)):
         text = f"{server} knows the counter, but it did not rise"
         yield "error", "chain", f"{text}: {arrive}"
     else:
@@ -1544,6 +1585,12 @@ def check_chain(options: "argparse.Namespace") -> "Findings":
         if options.prometheus:
             text += " Is the exporter scraped?"
         yield "error", "chain", text
+
+
+def newest(samples: "Samples") -> float:
+    """Return the value of the newest sample."""
+    _, value = samples[-1]
+    return value
 
 
 def selftest_counters(options: "argparse.Namespace") -> "dict[str, Samples]":
@@ -1555,9 +1602,10 @@ def selftest_counters(options: "argparse.Namespace") -> "dict[str, Samples]":
             if name == unmapped_name() or labels.get("library") == SELFTEST:
                 counters[f"{name} {labels}"] = [(now, value)]
         return counters
-    for where in (f'__name__="{unmapped_name()}"', f'library="{SELFTEST}"'):
-        query = {"query": f"{{{where}}}[3h]", "time": now}
-        for series, samples in series_of(options, "query", query).items():
+    for matcher in (f'__name__="{unmapped_name()}"', f'library="{SELFTEST}"'):
+        query = "{" + matcher + "}[3h]"
+        form = {"query": query, "time": now}
+        for series, samples in series_of(options, "query", form).items():
             if samples:
                 counters[str(sorted(series))] = samples
     return counters
@@ -1603,13 +1651,14 @@ def add_run_options(parser: "argparse.ArgumentParser") -> None:
 def run(options: "argparse.Namespace") -> "NoReturn":
     """Run a program, and print at its end what it would send. Nothing is sent."""
     import runpy
+    from types import ModuleType
 
     program = options.m or options.c or options.script
     if not program:
         command_line().error("a program is missing: SCRIPT, -m MODULE or -c CODE")
     what = program[0]
     folder = os.getcwd()
-    main_module = type(sys)("__main__")
+    main_module = ModuleType("__main__")
     if options.script:
         main_module.__file__ = os.path.join(folder, what)
         folder = os.path.dirname(os.path.realpath(what))
@@ -1695,7 +1744,7 @@ def explanation(new: "Mapping[str, object]", used: "set[str]") -> "Iterator[str]
     owned = owners(files, files)
     for library in sorted(owned):
         if library in used:
-            yield f"{library}: {some(len(owned[library]), 'module', 'modules')}"
+            yield f"{library}: {counted_noun(len(owned[library]), 'module', 'modules')}"
         else:
             yield f"not counted: {library}: it was loaded before"
     for file in sorted(files.difference(*owned.values())):
@@ -1827,10 +1876,10 @@ def install(options: "argparse.Namespace") -> int:
             write_whole(path, [content])
             said.append(f"wrote {path}")
     # For -O and -OO, too: then no process of anybody has to compile or write it.
-    compiled = []
+    results = []
     for level in (0, 1, 2):
-        compiled.append(compile_file(places.library, quiet=2, optimize=level))
-    if all(compiled):
+        results.append(compile_file(places.library, quiet=2, optimize=level))
+    if all(results):
         said.append(f"compiled {places.library}")
     print("\n".join(said))
     who = "each session of IPython and Jupyter"
@@ -1861,17 +1910,25 @@ def uninstall(_: "argparse.Namespace") -> int:
             else:
                 ours.append(path)
     if places.library in ours:
-        folder = os.path.dirname(escape(places.library))
+        folder = escape(os.path.dirname(places.library))
         ours += glob(os.path.join(folder, "__pycache__", "popcon.*.pyc*"))
+    failure = ""
     for path in ours:
         try:
             os.remove(path)
         except PermissionError:
-            raise OSError(f"you may not remove {path}") from None
+            failure = f"you may not remove {path}"
+            break
+        except OSError as error:
+            failure = f"{path} cannot be removed: {error.strerror}"
+            break
         said.append(f"removed {path}")
     if not ours:
         said.append(f"nothing to remove in {sys.prefix}")
-    print("\n".join(said))
+    for line in said:
+        print(line)
+    if failure:
+        raise OSError(failure)
     return 0
 
 
@@ -1882,6 +1939,7 @@ def uninstall(_: "argparse.Namespace") -> int:
 
 BUFFER = 4 << 20  # bytes; enough for a thousand processes that end at once
 LONGEST_NAME = 200  # characters of a library and its namespace
+LONGEST_LINE = 1000  # bytes in the file; no line that collect has written is as long
 MOST_NAMES = 80_000  # so many of the longest names take 48 MB of memory
 SAVE_AFTER = 9  # seconds between writes, if counts have changed
 ALIVE_AFTER = 60  # seconds between writes, if no count has changed
@@ -1962,17 +2020,21 @@ def collect(options: "argparse.Namespace") -> int:
 
 
 def lock(path: str) -> None:
-    """Lock a file against other collects until this process ends. Raises OSError."""
+    """Lock a file against other collects until this process ends. Raises OSError.
+
+    The lock is on a second file, as each save() replaces the first one. That file is
+    not closed, as closing it would end the lock.
+    """
     if os.path.isdir(path):
         raise OSError(f"{path} is a folder, where a file is to be named")
     try:
-        beside = os.open(f"{path}.lock", os.O_WRONLY | os.O_CREAT, 0o644)
+        lock_file = os.open(f"{path}.lock", os.O_WRONLY | os.O_CREAT, 0o644)
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error.strerror}") from None
     try:
         from fcntl import LOCK_EX, LOCK_NB, flock
 
-        flock(beside, LOCK_EX | LOCK_NB)
+        flock(lock_file, LOCK_EX | LOCK_NB)
     except BlockingIOError:
         raise OSError(f"another collect counts into {path}") from None
     except (ImportError, OSError):
@@ -1983,13 +2045,16 @@ def listening(host: str, port: int) -> "socket.socket":
     """Return a socket that receives datagrams. Raises OSError."""
     import socket
 
+    place = f"{host}:{port}"
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
         family, kind, _, _, where = found[0]
         udp = socket.socket(family, kind)
         udp.bind(where)
+    except UnicodeError:  # a part of the name is empty, or longer than 63 letters
+        raise OSError(f"cannot listen at {place}: this is no name of a host") from None
     except OSError as error:
-        message = f"cannot listen at {host}:{port}: {error.strerror}"
+        message = f"cannot listen at {place}: {error.strerror}"
         raise OSError(f"{message}; --listen takes another address or port") from None
     option = (socket.SOL_SOCKET, socket.SO_RCVBUF)
     try:
@@ -2006,7 +2071,7 @@ class CountFile:
 
     numbers: how many processes used each library; the keys are those of key_of()
     since: since when all datagrams were counted, but for short gaps
-    alive: when the file was last written, by this or an earlier process
+    alive: when this process last tried to write the file, or else an earlier one did
     """
 
     def __init__(self, path: str) -> None:
@@ -2028,7 +2093,10 @@ class CountFile:
         failure = OSError(f"{self.path} was not written by collect, or is damaged")
         times = {}
         with open(self.path, "rb") as file:
-            for line in file:
+            while True:
+                line = file.readline(LONGEST_LINE)
+                if not line:
+                    break
                 found = re.fullmatch(FILE_LINE, line)
                 if found is None:
                     raise failure
@@ -2050,15 +2118,17 @@ class CountFile:
             if len(namespace) + len(library) > LONGEST_NAME:
                 continue
             key = key_of(library, namespace)
-            self.is_changed = True
+            self.is_changed = True  # either a number, or self.since
             if key not in self.numbers and len(self.numbers) >= MOST_NAMES:
                 self.since = time.time()  # until now, not everything was counted
                 if not self.is_full:
                     note(f"{MOST_NAMES:,} names are enough: new ones are left out")
                 self.is_full = True
                 continue
-            rate = float(rate or 1) or 1  # statsd_exporter takes 0 for 1, too
-            self.numbers[key] = self.numbers.get(key, 0) + int(number) / rate
+            share = float(rate or 1)
+            if share == 0:
+                share = 1  # as statsd_exporter takes it
+            self.numbers[key] = self.numbers.get(key, 0) + int(number) / share
 
     def is_due(self) -> bool:
         """Tell whether it is time to write the file."""
@@ -2068,7 +2138,8 @@ class CountFile:
     def save(self) -> None:
         """Write the file. If that fails, print why; the next call tries it again."""
         now = time.time()
-        # If nobody listened for long, or the clock was set, uses may have been missed.
+        # self.alive is still the time of the last call, or what load() has read. If
+        # nobody listened since then, or the clock was set, uses may have been missed.
         is_long_gap = now - self.alive > harmless_gap(self.alive - self.since)
         if is_long_gap or self.since > now:
             self.since = now
@@ -2131,16 +2202,18 @@ def usage(options: "argparse.Namespace") -> int:
         libraries = judged(counts, options)
         say_limits(libraries, counts)
     except ValueError as error:  # a setting is wrong, or a header
-        raise OSError(error) from None
+        raise OSError(str(error)) from None
     if options.json:
         lines = [json.dumps([library.as_json() for library in libraries], indent=1)]
     elif options.unused:
-        lines = [library.name for library in libraries if library.group in CAN_GO]
+        lines = [library.name for library in libraries if library.section in CAN_GO]
     else:
         lines = table(libraries, counts, options)
     for line in lines:
         print(line)
-    return int(bool(counts.doubt))
+    if counts.doubt:
+        return 1
+    return 0
 
 
 def say_limits(libraries: "list[Library]", counts: "Counts") -> None:
@@ -2150,8 +2223,8 @@ def say_limits(libraries: "list[Library]", counts: "Counts") -> None:
     rate = setting(SAMPLE_RATE)
     if float(rate) < 1:
         note(f"a sample of {rate} of the processes reports: rare uses may be missed")
-    groups = [library.group for library in libraries]
-    if not everyone_reports() and not CAN_GO.isdisjoint(groups):
+    sections = [library.section for library in libraries]
+    if not everyone_reports() and not CAN_GO.isdisjoint(sections):
         note(
             "only IPython and Jupyter report here by themselves: scripts are not "
             "known, nor kernels of virtual environments upon this one"
@@ -2162,44 +2235,28 @@ def say_limits(libraries: "list[Library]", counts: "Counts") -> None:
             f"what workers of {workers} import is known only if they call "
             "popcon.report()"
         )
-    absent = groups.count("absent")
+    absent = sections.count("absent")
     used_here = len(counts.processes) - absent
     if absent > 5 and absent > 2 * used_here:
         note(
             f"{absent} libraries were counted that are not installed in {sys.prefix}, "
-            f"which has {len(groups) - absent}: is it the right environment?"
+            f"which has {len(libraries) - absent}: is it the right environment?"
         )
 
 
 def everyone_reports() -> bool:
     """Tell whether every process reports, and not only sessions of IPython and Jupyter.
 
-    Then start-up has set popcon up in this process, too, which is no session.
+    The popcon.pth of `install --all-processes` runs at the start of every process. So
+    it has set popcon up here as well, although this is no session.
     """
     return _reporter.is_set_up and ipython_shell() is None
-
-
-def readable(text: str, width: int) -> str:
-    """Return a text in one short line, without control characters."""
-    text = text[:9999]
-    for character in set(text):
-        if not character.isprintable():
-            text = text.replace(character, " ")
-    return " ".join(text.split())[:width]
-
-
-def note(text: str) -> None:
-    """Print a sentence on stderr. It is no error if that is full or closed."""
-    if sys.stderr is not None:
-        try:
-            print(f"popcon: {readable(text, 320)}", file=sys.stderr, flush=True)
-        except (OSError, ValueError):
-            pass
 
 
 # -- the counts
 
 DAY = 86400  # seconds
+# Units of time, in seconds. The largest comes first, as Window.in_its_unit() needs it.
 UNITS = {
     "y": 365 * DAY,
     "w": 7 * DAY,
@@ -2227,6 +2284,8 @@ class Window:
         self.text = text
         self.unit = UNITS[text.removeprefix(number)]  # seconds
         self.seconds = int(number) * self.unit
+        # If nobody counted for so many seconds, that does no harm.
+        self.outage: float = min(harmless_gap(self.seconds), self.seconds / 10)
 
     def in_its_unit(self, seconds: float) -> str:
         """Return another span, rounded down, in the same unit or a smaller one."""
@@ -2266,6 +2325,7 @@ def counted(options: "argparse.Namespace") -> Counts:
     else:
         counts = exporter_counts(options, now)
     known = now - counts.since
+    # It is good enough if a hundredth of the window is missing, 21 hours of 90 days.
     is_too_early = known < 0.99 * window.seconds
     # A collect or an exporter that has just begun may have no counts yet.
     if not counts.processes and not (options.metrics and is_too_early):
@@ -2309,7 +2369,8 @@ def exporter_counts(options: "argparse.Namespace", now: float) -> Counts:
             counts.add(labels.get("library", ""), value)
     # If the file holds the metrics of several exporters, take the latest start.
     counts.since = min(now, max(0.0, *starts))
-    if now - alive > harmless_gap(options.window.seconds):
+    # A collect that has nothing to count writes its file only once in ALIVE_AFTER.
+    if now - alive > max(options.window.outage, 2 * ALIVE_AFTER):
         counts.doubt = "No answer: collect has stopped, later uses are not counted"
     if os.path.isfile(options.metrics):
         days = int((now - os.path.getmtime(options.metrics)) / DAY)
@@ -2338,12 +2399,13 @@ def metrics_in(text: str) -> "Iterator[tuple[str, dict[str, str], float]]":
     """Yield the name, the labels and the value of each sample in an exporter's text."""
     import re
 
+    # Such as: python_popcon_library_used{library="numpy",namespace="physics"} 12
     string = r'"((?:[^"\\\n]|\\.)*)"'
-    name = r"(?P<name>\w+)"
-    labels = rf'(?:{{(?P<labels>(?:[^"}}\n]|{string})*)}})?'
-    value = r"(?P<value>[-+]?\d+\.?\d*(?:e[-+]?\d+)?)"
-    for found in re.finditer(rf"(?m)^{name}{labels} +{value}(?!\S)", text):
-        pairs = re.findall(rf"(\w+)={string}", found["labels"] or "")
+    name = r"^(?P<name>\w+)"
+    labels = r'(?:\{(?P<labels>(?:[^"}\n]|' + string + r")*)\})?"
+    value = r" +(?P<value>[-+]?\d+\.?\d*(?:e[-+]?\d+)?)(?!\S)"
+    for found in re.finditer("(?m)" + name + labels + value, text):
+        pairs = re.findall(r"(\w+)=" + string, found["labels"] or "")
         yield found["name"], dict(pairs), float(found["value"])
 
 
@@ -2382,13 +2444,10 @@ class Prometheus:
     """A server that stores the counters, and the window in which they matter."""
 
     def __init__(self, options: "argparse.Namespace", now: float) -> None:
-        seconds = options.window.seconds
         self.options = options
         self.counters = f"__name__={quoted(metric_name())},{options.match}".rstrip(",")
-        self.start: float = now - seconds
+        self.start: float = now - options.window.seconds
         self.end = now
-        # If no exporter ran for so many seconds, that does no harm.
-        self.outage: float = min(harmless_gap(seconds), seconds / 10)
 
     def counts(self) -> Counts:
         """Return by how much the counters rose in the window.
@@ -2400,8 +2459,12 @@ class Prometheus:
         every = selector(frozenset(), self.counters)
         form = {"match[]": every, "start": self.start, "end": self.end}
         series = series_of(self.options, "series", form)
-        targets = [self.target(labels) for labels in set(map(target_labels, series))]
-        lives = [life for target in targets for life in target.lives]
+        targets = []
+        lives = []
+        for labels in set(map(target_labels, series)):
+            target = self.target_with(labels)
+            targets.append(target)
+            lives += target.lives
         counts = Counts()
         for life in lives:
             for labels, value in life.after.items():
@@ -2409,39 +2472,41 @@ class Prometheus:
                 if rise < 0:
                     counts.doubt = ENDED
                     rise = value
-                counts.add(library_of(labels), rise)
-        # A counter that ended may have counted uses of these, which nobody knows now.
+                counts.add(library_label(labels), rise)
+        # These seem to be unused or rare. If one of their counters ended early, it may
+        # have counted more uses, which nobody knows now.
         idle = set()
         for labels in series:
-            name = normalized(library_of(labels))
+            name = normalized(library_label(labels))
             if name and counts.processes.get(name, 0) <= self.options.at_most:
-                idle.add(library_of(labels))
+                idle.add(library_label(labels))
         if idle and any(self.has_lost(idle, target) for target in targets):
             counts.doubt = ENDED
         counts.since = self.reach(lives)
         return counts
 
-    def target(self, labels: "Labels") -> Target:
+    def target_with(self, labels: "Labels") -> Target:
         """Return the target with these labels. Raises OSError if no start is stored."""
         from bisect import bisect
 
         target = Target(labels)
-        where = selector(labels, f"__name__={quoted(START)}")
-        exporters = self.samples(where, self.start - LOOK_BACK, self.end)
-        if not exporters:
-            where = selector(labels, self.counters)
-            if self.samples(where, self.start, self.end, "last_over_time"):
+        starts = selector(labels, f"__name__={quoted(START)}")
+        start_series = self.samples(starts, self.start - LOOK_BACK, self.end)
+        if not start_series:
+            counters = selector(labels, self.counters)
+            if self.samples(counters, self.start, self.end, "last_over_time"):
                 raise OSError(
-                    f"no process_start_time_seconds is stored for {where}: scrape it, "
-                    "too, or leave these counters out by --match"
+                    f"no process_start_time_seconds is stored for {counters}: scrape "
+                    "it, too, or leave these counters out by --match"
                 )
-        # Two series with the same start are of one exporter that two servers scrape.
         lives: dict[float, Life] = {}
         first_series: dict[float, Labels] = {}
-        for series, samples in exporters.items():
+        for series, samples in start_series.items():
             for start, times in parted_by_start(samples):
+                # Two series with the same start are of one exporter that two servers
+                # scrape. These have added the labels that are in one series only.
                 first = first_series.setdefault(start, series)
-                target.ignored.update(dict(series ^ first))
+                target.ignored |= {name for name, _ in series ^ first}
                 lives.setdefault(start, Life(target)).scrapes += times
         target.lives = list(lives.values())
         for life in target.lives:
@@ -2462,7 +2527,7 @@ class Prometheus:
         import re
 
         pattern = quoted("|".join(map(re.escape, sorted(libraries))))
-        where = f"{self.counters},library=~{pattern}"
+        counters = f"{self.counters},library=~{pattern}"
         for life in target.lives:
             begin, end = life.scrapes[0], life.scrapes[-1]
             # Counters that were there until the end. values() does not tell exporters
@@ -2471,20 +2536,23 @@ class Prometheus:
             for other in target.lives:
                 if other.scrapes[0] <= end and begin <= other.scrapes[-1]:
                     last.update(other.after)
-            numbers = self.values(life, where, begin, end, "count_over_time")
+            numbers = self.values(life, counters, begin, end, "count_over_time")
             for counter, number in numbers.items():
-                # A few samples may get lost on the way to a remote storage.
+                if counter not in last:
+                    return True
+                # A few samples may get lost on the way to a remote storage. A counter
+                # that began in the window has fewer samples anyway.
                 has_gap = number < 0.99 * len(life.scrapes)
-                if counter not in last or has_gap and counter in life.before:
+                if has_gap and counter in life.before:
                     return True
         return False
 
-    def last_values(self, life: Life, time: float) -> "dict[Labels, float]":
+    def last_values(self, life: Life, scrape: float) -> "dict[Labels, float]":
         """Return the values of an exporter's counters in the scrape at this time.
 
         All samples of one scrape have the same timestamp.
         """
-        return self.values(life, self.counters, time, time, "last_over_time")
+        return self.values(life, self.counters, scrape, scrape, "last_over_time")
 
     def values(
         self, life: Life, counters: str, begin: float, end: float, function: str
@@ -2503,7 +2571,7 @@ class Prometheus:
         # Go back in time from life to life, until there is a long gap between two.
         since: float = self.end
         for life in sorted(lives, key=lambda life: -life.scrapes[-1]):
-            if life.scrapes[-1] > since - self.outage:
+            if life.scrapes[-1] > since - self.options.window.outage:
                 since = min(since, life.scrapes[0])
         # An exporter may have run before popcon did. So begin with the first count.
         begin: float = self.end
@@ -2520,11 +2588,13 @@ class Prometheus:
             return life.scrapes[0]
         if not life.after:
             return self.end
+
+        def has_counters(scrape: float) -> bool:
+            return self.last_values(life, scrape) != {}
+
         # A counter stays until its exporter ends, so bisection finds the first scrape.
         # The last one has counters, and needs no query.
-        first = bisect_left(
-            life.scrapes[:-1], True, key=lambda time: self.last_values(life, time) != {}
-        )
+        first = bisect_left(life.scrapes[:-1], True, key=has_counters)
         return life.scrapes[first]
 
     def samples(
@@ -2552,7 +2622,8 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def library_of(labels: "Labels") -> str:
+def library_label(labels: "Labels") -> str:
+    """Return the label "library" of a counter, "" if it has none."""
     return dict(labels).get("library", "")
 
 
@@ -2567,11 +2638,12 @@ def parted_by_start(samples: "Samples") -> "list[tuple[float, list[float]]]":
     for when, start in samples:
         if lives:
             known, times = lives[-1]
-            # If the clock was set meanwhile, the same life has another start. It may be
-            # up to a minute earlier. It is later by less than the life has lasted, less
-            # two seconds since each of the two starts may be wrong by one.
-            latest = known + times[-1] - times[0] - 2
-            if start == known or known - 60 < start <= latest:
+            lasted = times[-1] - times[0]
+            # A new process starts after the last scrape of the old one, so its start is
+            # later by more than the old one has lasted. A start that is later by less,
+            # or up to a minute earlier, is that of the same process, after its clock
+            # was set. Each of the two starts may be wrong by one second.
+            if start == known or known - 60 < start <= known + lasted - 2:
                 times.append(when)
                 continue
         lives.append((start, [when]))
@@ -2602,17 +2674,26 @@ def series_of(
 
 
 def series_in(data: "Any") -> "Iterator[tuple[Labels, Samples]]":
-    """Yield the series in an answer. /series answers with a list of labels alone."""
-    if isinstance(data, list):
-        data = {"result": [{"metric": labels, "values": ()} for labels in data]}
+    """Yield the series in an answer, with their samples."""
+    if isinstance(data, list):  # /series answers with a list of labels alone
+        for labels in data:
+            yield as_labels(labels), []
+        return
     for series in data["result"]:
+        values = series.get("values")  # of a range; an instant has one value
+        if values is None:
+            values = [series["value"]]
         samples = []
-        for when, text in series.get("values", [series.get("value")]):
-            # NaN is no value: it marks where a series ended.
+        for when, text in values:
+            # This leaves out NaN, too, as all comparisons with it are false. NaN is no
+            # value: it marks where a series ended.
             if abs(when) < 1e12 and abs(float(text)) < 1e12:
                 samples.append((float(when), float(text)))
-        pairs = series["metric"].items()
-        yield frozenset((name, str(value)) for name, value in pairs), samples
+        yield as_labels(series["metric"]), samples
+
+
+def as_labels(metric: "dict[str, Any]") -> "Labels":
+    return frozenset((name, str(value)) for name, value in metric.items())
 
 
 def fetch(url: str, form: "dict[str, Any]", options: "argparse.Namespace") -> str:
@@ -2625,7 +2706,8 @@ def fetch(url: str, form: "dict[str, Any]", options: "argparse.Namespace") -> st
     if not re.fullmatch(r"https?://[^/?@\s]+(/[!-~]*)?", url):
         if "@" in url:
             raise OSError("a password is given as --header @FILE, not in the URL")
-        raise OSError("a URL begins with http:// and has no spaces")
+        words = "of ASCII characters without spaces"
+        raise OSError(f"a URL must be as http://host:9102/metrics, {words}")
     shown = url.partition("?")[0]
     query = urlencode(form)
     body = None
@@ -2635,7 +2717,8 @@ def fetch(url: str, form: "dict[str, Any]", options: "argparse.Namespace") -> st
         url = f"{url}?{query}"
     request = web.Request(url, body, headers(options))
     # urlopen() would follow redirects to other servers, and send the headers there,
-    # which may hold a secret. So use only these of its handlers.
+    # which may hold a secret. So use only these of its handlers. Without the others, an
+    # answer with another status than 200 is returned as well, and not raised.
     opener = web.OpenerDirector()
     for handler in web.ProxyHandler, web.HTTPHandler, web.HTTPSHandler:
         opener.add_handler(handler())
@@ -2699,7 +2782,8 @@ KINDS = r"""(?x)
     (?P<start> [^/]+ (?: \.pth | \.start | customize\.py ) $ )
   | (?P<server> .* \b etc/jupyter/jupyter_ )
   | (?P<jupyter> .* \b (?: etc | share ) /jupyter/ )
-  # In bin/ beside the modules, where pip --target puts it, or elsewhere in a bin/.
+  # In bin/ beside the modules, where pip --target puts it, or as ../../../bin/ or
+  # /usr/bin/, but not in a bin/ within a package.
   | (?P<command> (?: \.{0,2} / (?: .*/ )? )? (?: bin | Scripts ) / [^/]+ $ )
   | (?P<bytecode> .* \b __pycache__ / )  # of modules, or of commands
   # Other libraries may load these by their paths. No other uses those in NAME.libs/.
@@ -2737,10 +2821,10 @@ class Library:
         # judged() sets these:
         self.processes: int | None = 0  # that used it; None: fewer than --at-least
         self.status = "absent"  # README lists what it may be
-        self.group = "absent"  # its section of the table: the status, or "rare"
+        self.section = "absent"  # of the table: the status, or "rare"
         self.required_by: list[str] = []  # libraries that stay, and require it
         self.brought_by: list[str] = []  # libraries that can go, and require it
-        self.row = name  # its row of the table; several libraries may share one
+        self.row_name = name  # of its row of the table, which several may share
 
     def as_json(self) -> "dict[str, Any]":
         reason = ""
@@ -2764,7 +2848,7 @@ class InstalledLibrary(Library):
 
     files: their kinds, by full paths with "/"
     top_levels: names of its modules and packages
-    groups: those of its entry points
+    entry_point_groups: such as console_scripts
     """
 
     def __init__(self, distribution: Distribution) -> None:
@@ -2772,10 +2856,11 @@ class InstalledLibrary(Library):
 
         folder = distribution.folder
         info = distribution.info
+        # Such as foo-1.0.dist-info, foo-1.0-py3.11.egg-info, foo.egg-info or EGG-INFO.
         stem, _, rest = info.rpartition(".")[0].partition("-")
         super().__init__(distribution.name() or normalized(stem) or readable(info, 60))
         self.distribution = distribution
-        self.version = rest.partition("-")[0]
+        self.version = rest.partition("-")[0] or version_in(distribution)
         paths = listed_paths(decoded(distribution.read("RECORD"))) - {""}
         self.files: dict[str, str | None] = {}
         for path in paths:
@@ -2785,15 +2870,25 @@ class InstalledLibrary(Library):
         if paths:
             self.size = sum(map(size_of_file, self.files))
         self.top_levels = top_levels(paths)
-        self.requirements = requirements(distribution)
+        self.requirements = all_requirements(distribution)
         entry_points = decoded(distribution.read("entry_points.txt"))
-        self.groups = set(re.findall(r"(?m)^[ \t]*\[[ \t]*([^]\s]+)", entry_points))
+        groups = re.findall(r"(?m)^[ \t]*\[[ \t]*([^]\s]+)", entry_points)
+        self.entry_point_groups = set(groups)
         self.was_asked_for = os.path.exists(os.path.join(folder, info, "REQUESTED"))
         self.reasons = list(reasons_of(self))
 
     def paths(self, kind: str) -> "list[str]":
         """Return its files of this kind."""
         return [path for path in self.files if self.files[path] == kind]
+
+
+def version_in(distribution: Distribution) -> str:
+    """Return the version that the metadata give, "" if they give none."""
+    for line in distribution.header():
+        field, _, version = line.partition(":")
+        if field.lower() == "version":
+            return readable(version, 60)
+    return ""
 
 
 def size_of_file(path: str) -> int:
@@ -2826,9 +2921,10 @@ def reasons_of(library: InstalledLibrary) -> "Iterator[str]":
         if requirement.name == "ipykernel" and not requirement.only_for:
             yield IS_KERNEL
     own = f"{library.name}-"  # markdown has the group markdown.extensions
-    groups = [f"{normalized(group)}-" for group in library.groups - SCRIPTS]
-    if not all(group.startswith(own) for group in groups):
-        yield "a plug-in, others find it"
+    for group in library.entry_point_groups - SCRIPTS:
+        if not f"{normalized(group)}-".startswith(own):
+            yield "a plug-in, others find it"
+            break
     if may_end_unseen(library):
         yield IS_COMMAND
 
@@ -2847,14 +2943,19 @@ def may_end_unseen(library: InstalledLibrary) -> bool:
     """Tell whether it is a program whose processes may end without a report."""
     commands = library.paths("command")
     modules = library.paths("module")
-    if commands or not SCRIPTS.isdisjoint(library.groups):
-        # What has plug-ins of its own may be a server, which gets killed in the end. So
-        # python-lsp-server has a package pylsp, and entry points of the group pylsp.
-        is_server = not library.groups.isdisjoint(library.top_levels)
-        if is_server or not everyone_reports():
-            return True
-    elif not any(path.endswith("/__main__.py") for path in modules):
+    has_scripts = not SCRIPTS.isdisjoint(library.entry_point_groups)
+    is_command = has_scripts or commands != []
+    is_runnable = any(path.endswith("/__main__.py") for path in modules)  # by -m
+    if not is_command and not is_runnable:
         return False
+    # Where only sessions report, no command does.
+    if is_command and not everyone_reports():
+        return True
+    # What has plug-ins of its own may be a server, which gets killed in the end. So
+    # python-lsp-server has a package pylsp, and entry points of the group pylsp.
+    has_plugins = not library.entry_point_groups.isdisjoint(library.top_levels)
+    if is_command and has_plugins:
+        return True
     for path in commands:
         # Of a command that is not written in Python, nothing is known.
         if b"python" not in read(path).partition(b"\n")[0]:
@@ -2897,9 +2998,12 @@ class Requirement:
         import re
 
         what, _, marker = text.partition(";")
-        self.name, *others = map(normalized, re.split(r"[^\w.-]+", what.strip()))
-        # Version numbers are among these extras, too, which does no harm.
-        self.extras = {"", *others}
+        # "foo[bar,baz] >=1.0" has the words foo, bar, baz and 1.0. That a version gets
+        # among the extras does no harm.
+        words = re.split(r"[^\w.-]+", what.strip())
+        self.name = normalized(words[0])
+        self.extras = {""}
+        self.extras.update(map(normalized, words[1:]))
         # The extras for which it is required; if there are none, it always is. To be
         # safe, all other conditions in the marker are taken to be true.
         self.only_for: set[str] = set()
@@ -2911,8 +3015,11 @@ class Requirement:
                 self.only_for.update(map(normalized, named))
 
 
-def requirements(distribution: Distribution) -> "list[Requirement]":
-    """Return what a distribution requires, by its metadata or its requires.txt."""
+def all_requirements(distribution: Distribution) -> "list[Requirement]":
+    """Return what a distribution requires, by its metadata or its requires.txt.
+
+    That includes what only its extras require.
+    """
     import re
 
     header = "\n".join(distribution.header())
@@ -2978,13 +3085,15 @@ class Environment:
         while queue:
             name, extra = queue.pop()
             for requirement in self.requirements.get(name, ()):
+                only_for = requirement.only_for
+                is_certain = not only_for or extra in only_for
+                is_itself = requirement.name == name
+                if not is_certain and (extra != ANY_EXTRA or is_itself):
+                    continue  # it is required for other extras only
                 graph = needed
-                if requirement.only_for and extra not in requirement.only_for:
-                    # It is required only for other extras.
-                    if extra != ANY_EXTRA or requirement.name == name:
-                        continue
+                if not is_certain:
                     graph = optional
-                if requirement.name != name:
+                if not is_itself:
                     graph.setdefault(requirement.name, set()).add(name)
                 asked = {(requirement.name, one) for one in requirement.extras}
                 queue += asked - seen
@@ -3017,6 +3126,9 @@ def distributions() -> "Iterator[Distribution]":
 
 # -- the verdict
 
+# The row of the table for libraries that several others, which can go, have brought.
+SEVERAL = "(several of these)"
+
 
 def judged(counts: Counts, options: "argparse.Namespace") -> "list[Library]":
     """Return each library, installed or counted, with the verdict on it, by name."""
@@ -3038,17 +3150,18 @@ def judged(counts: Counts, options: "argparse.Namespace") -> "list[Library]":
     needed, optional = environment.required(staying | counts.processes.keys())
     # What is not among these, nor required by them, is rarely used.
     often = staying | used_often
-    for required in environment.required(often):
-        often |= required.keys()
+    needed_often, optional_often = environment.required(often)
+    often |= needed_often.keys() | optional_often.keys()
     for name, library in installed.items():
         library.required_by = sorted(needed.get(name, ()))
         if name in optional:
             names = ", ".join(sorted(optional[name]))
             library.reasons.append(f"optional: {names}")
-        library.status = library.group = status_of(library)
+        library.status = status_of(library)
+        library.section = library.status
         if library.status != "unused" and name not in often:
-            library.group = "rare"
-    bundle(environment, optional)
+            library.section = "rare"
+    find_brought_by(environment, optional)
     return sorted(libraries.values(), key=lambda library: library.name)
 
 
@@ -3078,7 +3191,7 @@ def add_reasons(
 
 def status_of(library: Library) -> str:
     """Return what is known of an installed library."""
-    if library.processes != 0:
+    if library.processes != 0:  # None stands for a few
         return "used"
     if library.required_by:
         return "required"
@@ -3087,7 +3200,7 @@ def status_of(library: Library) -> str:
     return "unused"
 
 
-def bundle(environment: Environment, optional: "Iterable[str]") -> None:
+def find_brought_by(environment: Environment, optional: "Iterable[str]") -> None:
     """Find out which libraries were brought by one that can go.
 
     They are those that it requires, and that nobody asked for by name. If they can go,
@@ -3098,7 +3211,8 @@ def bundle(environment: Environment, optional: "Iterable[str]") -> None:
     brings = {}
     for library in unused:
         needed, _ = environment.required([library.name])
-        brings[library.name] = needed.keys() & installed.keys() - {library.name}
+        others = installed.keys() - {library.name}
+        brings[library.name] = needed.keys() & others
     # Of two that require each other, the first one here has brought the other.
     unused.sort(
         key=lambda one: (-len(brings[one.name]), not one.was_asked_for, one.name)
@@ -3111,17 +3225,18 @@ def bundle(environment: Environment, optional: "Iterable[str]") -> None:
             if other.was_asked_for or other.required_by or name in optional:
                 continue
             if other.status == "unused":
-                other.row = SEVERAL if other.brought_by else library.name
+                other.row_name = library.name
+                if other.brought_by:
+                    other.row_name = SEVERAL
             other.brought_by.append(library.name)
 
 
 # -- the table
 
-SEVERAL = "(several of these)"
-ALL = 10**6
+ALL = 10**6  # rows, or columns
 # The titles of the sections, and how many rows they have without --all. Those that one
 # has to act on have all their rows.
-GROUPS = {
+SECTIONS = {
     "used": ("Used, by how many processes", 20),
     "rare": ("Rarely used, by at most {}", ALL),
     "unused": ("Can go", ALL),
@@ -3143,42 +3258,42 @@ def table(
         width = max(60, get_terminal_size().columns)
     since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(counts.since))
     here = [library for library in libraries if library.status != "absent"]
-    number = some(len(here), "library", "libraries")
     python = f"Python {sys.version.split()[0]} in {sys.prefix}"
     lines = [
-        f"{python}: {number}, {size_of(here)}".rstrip(", "),
+        f"{python}: {number_and_size(here)}",
         f"Window: {options.window.text}; counted since {since}",
     ]
-    for group in GROUPS:
-        members = [library for library in libraries if library.group == group]
+    for name in SECTIONS:
+        members = [library for library in libraries if library.section == name]
         if members:
-            lines += section(group, members, options, width)
+            lines += section_lines(name, members, options, width)
     lines.append("")
     for sentence in conclusion(here, counts.doubt, since):
         lines += wrap(sentence, width)
     return lines
 
 
-def section(
-    group: str, members: "list[Library]", options: "argparse.Namespace", width: int
+def section_lines(
+    name: str, members: "list[Library]", options: "argparse.Namespace", width: int
 ) -> "list[str]":
     """Return the title and the rows of a section of the table."""
-    title, limit = GROUPS[group]
-    title = title.format(some(options.at_most, "process", "processes"))
-    number = some(len(members), "library", "libraries")
-    lines = ["", f"{title} ({number}, {size_of(members)})".replace(", )", ")")]
+    title, limit = SECTIONS[name]
+    title = title.format(counted_noun(options.at_most, "process", "processes"))
+    lines = ["", f"{title} ({number_and_size(members)})"]
     rows: dict[str, list[Library]] = {}
     for library in members:
-        rows.setdefault(library.row, []).append(library)
+        rows.setdefault(library.row_name, []).append(library)
+    # In a row, row[0] speaks for all: only those that can go share a row, and none of
+    # these was used.
     order = list(rows.values())
     order.sort(key=lambda row: (row[0].processes or 0, total(row)), reverse=True)
     if options.all:
         limit = ALL
     most = order[0][0].processes or 1
     for row in order[:limit]:
-        begin = f"  {row[0].row:23} {size_of(row):>8}  "
+        begin = f"  {row[0].row_name:23} {size_text(row):>8}  "
         text = remark(row, options, width - len(begin))
-        if group == "used":
+        if name == "used":
             text += "  " + "#" * round(30 * (row[0].processes or 0) / most)
         lines.append(f"{begin}{text}"[:width].rstrip())
     if limit == 0:
@@ -3195,12 +3310,12 @@ def remark(row: "list[Library]", options: "argparse.Namespace", room: int) -> st
     first = row[0]
     if first.processes is None:
         return f"<{options.at_least}".rjust(9)
-    if first.processes or first.group == "rare":
+    if first.processes or first.section == "rare":
         return f"{first.processes:>9,}"
     if first.status == "required":
         text = ", ".join(first.required_by)
     elif first.status == "unused":
-        text = ", ".join(one.name for one in row if one.name != one.row)
+        text = ", ".join(one.name for one in row if one.name != one.row_name)
         if text:
             text = f"with {text}"
     else:
@@ -3213,14 +3328,16 @@ def remark(row: "list[Library]", options: "argparse.Namespace", room: int) -> st
 def conclusion(here: "list[Library]", doubt: str, since: str) -> "list[str]":
     """Return sentences: what can go, how that is known, and what else goes along."""
     unused = [library for library in here if library.status == "unused"]
-    all_here = some(len(here), "library", "libraries")
+    all_here = counted_noun(len(here), "library", "libraries")
     if not unused:
         return [doubt or f"None of {all_here} can go."]
     to_strike = [library for library in unused if not library.brought_by]
-    names = some(len(to_strike), "name", "names")
+    names = counted_noun(len(to_strike), "name", "names")
+    size = size_text(unused)
+    all_size = size_text(here)
     who = "process" if everyone_reports() else "session"
     sentences = [
-        f"{len(unused)} of {all_here} can go, {size_of(unused)} of {size_of(here)}: "
+        f"{len(unused)} of {all_here} can go, {size} of {all_size}: "
         f"strike {names} from your list of requirements.",
         f"No {who} that reported has imported them since {since}, "
         "and nothing that stays needs them.",
@@ -3236,11 +3353,20 @@ def conclusion(here: "list[Library]", doubt: str, since: str) -> "list[str]":
     return sentences
 
 
+def number_and_size(libraries: "list[Library]") -> str:
+    """Return how many libraries there are, and their size if it is known."""
+    text = counted_noun(len(libraries), "library", "libraries")
+    size = size_text(libraries)
+    if size:
+        text += f", {size}"
+    return text
+
+
 def total(libraries: "list[Library]") -> int:
     return sum(library.size or 0 for library in libraries)
 
 
-def size_of(libraries: "list[Library]") -> str:
+def size_text(libraries: "list[Library]") -> str:
     """Return the size of libraries together, "" if it is not known of any."""
     if all(library.size is None for library in libraries):
         return ""
@@ -3250,12 +3376,6 @@ def size_of(libraries: "list[Library]") -> str:
     if size >= 99.95:
         return f"{size:.0f} MB"
     return f"{size:.1f} MB"
-
-
-def some(number: int, one: str, many: str) -> str:
-    """Return the number with the noun in its singular or plural."""
-    noun = one if number == 1 else many
-    return f"{number:,} {noun}"
 
 
 # -- its options
@@ -3278,15 +3398,24 @@ def whole_number(text: str) -> int:
 
 def matchers(text: str) -> str:
     """Return the matchers of --match, which PromQL writes in braces, without these."""
-    library = r"""\blibrary\b["'`]?\s*[=!]"""
-    words = "about other labels: else all other libraries would seem unused"
-    must_match(rf"(?s)(?!.*{library}).*", text, words)
+    import re
+    from argparse import ArgumentTypeError
+
+    # Leave out the values, so that only names of labels and operators are searched.
+    string = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|`[^`]*`)"""
+    names = re.sub(rf"(?s)([=!][=~]?)\s*{string}", r"\1", text)
+    if re.search(r"""\blibrary\b["'`]?\s*[=!]""", names):
+        words = "about other labels: else all other libraries would seem unused"
+        raise ArgumentTypeError(f"{text!r} must be {words}")
     must_match(r"(?s)\s*\{.*\}\s*", text, """as in PromQL: '{namespace="prod"}'""")
-    return text.strip("{} ,\n")
+    return text.strip().removeprefix("{").removesuffix("}").strip(", \t\r\n")
 
 
 def add_usage_options(parser: "argparse.ArgumentParser") -> None:
-    """Add the options of the command usage to its parser."""
+    """Add the options of the command usage to its parser.
+
+    A default that is a string goes through `type`, too, as if it had been given.
+    """
     add_source_options(parser, required=True)
     add = parser.add_argument
     text = """Take only the counters with these labels: '{namespace="prod"}'."""
@@ -3313,15 +3442,28 @@ def add_source_options(parser: "argparse.ArgumentParser", required: bool) -> Non
     """Add the options that tell where the counts are."""
     source = parser.add_mutually_exclusive_group(required=required)
     text = "Read the counts from Prometheus, for instance at http://prometheus:9090."
-    source.add_argument("--prometheus", default="", metavar="URL", help=text)
+    source.add_argument(
+        "--prometheus", type=base_url, default="", metavar="URL", help=text
+    )
     text = "Read the counts from the file of collect, or an exporter's /metrics."
     source.add_argument("--metrics", default="", metavar="FILE_OR_URL", help=text)
     text = "Send 'Name: value' to the server, or the lines of a file, as @FILE."
     parser.add_argument("--header", action="append", default=[], help=text)
 
 
+def base_url(text: str) -> str:
+    """Return the URL of --prometheus, to which the paths of its API are appended."""
+    from argparse import ArgumentTypeError
+
+    for end in "?#":
+        if end in text:
+            words = f"it must be a base URL, without {end} and what follows it"
+            raise ArgumentTypeError(words)
+    return text
+
+
 def command_line() -> "argparse.ArgumentParser":
-    """Return the parser. It gives the function of the command as the option run."""
+    """Return the parser. In what it returns, `command` is the function to be called."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
@@ -3339,10 +3481,11 @@ def command_line() -> "argparse.ArgumentParser":
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(command: "Command") -> "argparse.ArgumentParser":
-        text = command.__doc__ or ""  # `python -OO` leaves none
+        # The docstring of a command is what -h prints. `python -OO` leaves none.
+        text = command.__doc__ or ""
         short = text.partition("\n")[0]
         added = commands.add_parser(command.__name__, help=short, description=text)
-        added.set_defaults(run=command)
+        added.set_defaults(command=command)
         return added
 
     text = "Let every Python process of it report."
@@ -3353,6 +3496,9 @@ def command_line() -> "argparse.ArgumentParser":
     add_usage_options(add(usage))
     add(uninstall)
     return parser
+
+
+# ---- main ---------------------------------------------------------------------------
 
 
 def main(arguments: "Sequence[str] | None" = None) -> int:
@@ -3367,7 +3513,7 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = command_line().parse_args(arguments)
-        status: int = options.run(options)
+        status: int = options.command(options)
         flush_stdout()
         return status
     except KeyboardInterrupt:

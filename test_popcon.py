@@ -6046,6 +6046,21 @@ class TestInstall(Lone):
             subprocess.check_call(["chmod", "-R", "u+w", self.prefix])
             self.command(command)
 
+    def test_an_uninstall_that_fails_says_what_it_has_removed(self) -> None:
+        self.command("install --all-processes")
+        self.purelib.chmod(0o555)
+        self.addCleanup(self.purelib.chmod, 0o755)
+        status, out, err = self.run_in_it("", command="uninstall")
+        self.assertEqual(out, f"removed {self.startup}\n")
+        self.assertEqual((status, err), (2, f"popcon: you may not remove {self.pth}\n"))
+        self.pth.chmod(0o755)
+        self.purelib.chmod(0o755)
+        self.pth.unlink()
+        self.pth.mkdir()  # which is no file of popcon's, so it is left
+        said = self.command("uninstall").splitlines()
+        self.assertEqual(said[0], f"left {self.pth}: it is not popcon's")
+        self.assertIn(f"removed {self.library}", said)
+
     def test_a_file_where_a_folder_belongs_is_told_in_a_sentence(self) -> None:
         (self.prefix / "etc").write_text("a file where a folder belongs")
         status, _, err = self.run_in_it("", command="install")
@@ -6590,6 +6605,16 @@ class TestCollect(Lone):
             self.assertIn("was not written by collect", self.refused(), text[:100])
             self.assertEqual(self.file.read_text(), text)
 
+    def test_of_a_huge_file_without_lines_only_the_beginning_is_read(self) -> None:
+        self.file.touch()
+        os.truncate(self.file, 50_000_000)
+        tracemalloc.start()
+        with self.assertRaisesRegex(OSError, "was not written by collect"):
+            self.counts.load()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        self.assertLess(peak, 1_000_000)
+
     def test_what_is_no_file_or_in_no_folder_is_told(self) -> None:
         self.file.mkdir()
         self.assertIn(f"{self.file} is a folder, where a file is", self.refused())
@@ -6626,6 +6651,10 @@ class TestCollect(Lone):
                 popcon.listening("::1", port).close()
         said = self.refused("x", "--listen", "nowhere.invalid:1")
         self.assertIn("cannot listen at nowhere.invalid:1: ", said)
+        for host in (".x", "x" * 70, "x..y"):
+            said = self.refused("x", "--listen", f"{host}:1")
+            why = f"popcon: cannot listen at {host}:1: this is no name of a host\n"
+            self.assertEqual(said, why)
 
     @unittest.skipUnless(EXPORTER, "needs POPCON_TEST_STATSD_EXPORTER")
     def test_it_counts_as_the_real_exporter_does(self) -> None:
@@ -7044,6 +7073,18 @@ class TestUsage(UsageCase):
             (rows["egg"]["status"], rows["egg"]["version"]), ("unknown", "1.0")
         )
 
+    def test_the_version_is_in_the_name_of_the_metadata_or_in_them(self) -> None:
+        text = "Metadata-Version: 1.2\nName: {}\nVERSION: 1.2\n\nVersion: 3\n"
+        for folder in ("develop.egg-info", "spam-1.1-py3.11.egg-info"):
+            name = re.split("[.-]", folder)[0]
+            self.write(self.site / folder, {"PKG-INFO": text.format(name)})
+        self.write(self.site, {"file-1.3.egg-info": "Name: file\n"})
+        self.write(self.site / "none.egg-info", {"PKG-INFO": "Name: none\n"})
+        self.count(x=1)
+        versions = {name: row["version"] for name, row in self.rows().items()}
+        expected = {"develop": "1.2", "file": "1.3", "none": "", "x": None}
+        self.assertEqual(versions, expected | {"spam": "1.1"})
+
     def test_what_a_hidden_copy_requires_stays(self) -> None:
         self.install_all("new", "old")
         self.requiring("twice", "new")
@@ -7451,6 +7492,22 @@ class TestUsage(UsageCase):
         self.assertEqual((outcome.status, outcome.out), (1, ""))
         self.assertIn("No answer: collect has stopped", outcome.err)
 
+    def test_a_collect_may_have_been_out_for_a_tenth_of_the_window(self) -> None:
+        self.install("idle", "idle.py")
+        for window, minutes, status in [
+            ("1h", 116, 1),
+            ("1h", 7, 1),
+            ("1h", 5, 0),
+            ("90d", 116, 0),
+            ("90d", 90 * 24 * 60 / 100 + 1, 1),
+            ("1m", 1.5, 0),  # it writes the file only once a minute
+            ("1m", 2.5, 1),
+        ]:
+            path = self.write_collected(time.time() - 60 * minutes)
+            outcome = self.usage("--metrics", path, "--window", window)
+            self.assertEqual(outcome.status, status, (window, minutes, outcome.err))
+            self.assertEqual("collect has stopped" in outcome.err, status == 1)
+
     def test_a_collect_that_lives_gives_an_answer(self) -> None:
         self.install("alpha", "alpha.py")
         self.install("idle", "idle.py")
@@ -7660,7 +7717,7 @@ class TestUsage(UsageCase):
         for size, expected in sizes.items():
             library = popcon.Library("alpha")
             library.size = size
-            self.assertEqual(popcon.size_of([library]), expected)
+            self.assertEqual(popcon.size_text([library]), expected)
 
     def test_it_says_whose_imports_are_known(self) -> None:
         self.install("alpha", "alpha.py")
@@ -7945,8 +8002,25 @@ class TestUsage(UsageCase):
         self.assertEqual(self.processes("--match", "{ }"), both)
         some = self.processes("--match", ' {cluster="a", }')
         self.assertEqual(some, {"alpha": 6, "beta": 2})
+        for text in ('\t{\tcluster="a"\t}\t', '{cluster="a",}\r\n', '{cluster="a"}\v'):
+            self.assertEqual(self.processes("--match", text), some)
+            ((question, _), *_) = self.asked[-1:]
+            query = dict(urllib.parse.parse_qsl(question))["GET /api/v1/query?query"]
+            self.assertIn(f'(\x7b__name__="{COUNTER}",cluster="a",', query)
         sentence = "no count of .* rose in 100d: do .*_PREFIX and --match fit"
         self.assert_refused(sentence, "--match", '{x="y"}')
+
+    def test_the_value_of_a_label_may_speak_of_a_library(self) -> None:
+        database, days = self.database()
+        labels = {"job": "library=1", "x": "\"library\"!='y'"}
+        database.add_starts(dict.fromkeys(days, 5.0), **labels)
+        samples = dict.fromkeys(days[:-1], 1.0) | {days[-1]: 2.0}
+        database.add_counter("alpha", samples, **labels)
+        for match in (
+            '{job="library=1"}',
+            '{job=~"library=." , x="\\"library\\"!=\'y\'"}',
+        ):
+            self.assertEqual(self.processes("--match", match), {"alpha": 1})
 
     def test_a_long_query_goes_by_post(self) -> None:
         database, days = self.database()
@@ -8249,9 +8323,13 @@ class TestUsage(UsageCase):
 
     def test_wrong_urls_get_one_sentence(self) -> None:
         for url in ("localhost:9090", "file:///etc/hunter2", "x"):
-            self.assert_refused("a URL begins with http://", "--prometheus", url)
-        spaces = "http://x/metrics?token=hunter2 x"
-        self.assert_refused("begins with http:// and has no", "--metrics", spaces)
+            self.assert_refused("a URL must be as http://", "--prometheus", url)
+        sentence = "a URL must be as http://host:9102/metrics, of ASCII characters wi"
+        for place in ("x/?hunter2 x", "x/?hunter2\u20ac", "x?hunter2", "/x"):
+            self.assert_refused(sentence, "--metrics", f"http://{place}")
+        for url in ("http://x/p?tenant=hunter2", "http://x?hunter2", "http://x/#hunter2"):
+            without = "--prometheus: it must be a base URL, without . and what follows"
+            self.assert_refused(without, "--prometheus", url)
         password = "a password is given as --header @FILE, not in the URL"
         for url in ("http://user:hunter2@x:9090", "user:hunter2@x:9090"):
             self.assert_refused(password, "--prometheus", url)
@@ -8300,6 +8378,8 @@ class TestUsage(UsageCase):
             "{a='b',library!~`x`}",
             '{"library"!="x"}',
             "{'library' = 'x'}",
+            '{job="x\\"",library="numpy"}',
+            '{job="x", library = "numpy"}',
         ):
             self.assert_refused("must be about other labels", "--match", match)
 
@@ -8661,7 +8741,7 @@ class TestReadme(Case):
         python, file, *arguments = shlex.split(unit["Service"]["ExecStart"])
         self.assertEqual(Path(file).name, "popcon.py")
         options = popcon.command_line().parse_args(arguments)
-        self.assertIs(options.run, popcon.collect)
+        self.assertIs(options.command, popcon.collect)
 
     # Switch it on.
 
