@@ -2771,8 +2771,8 @@ def headers(options: "argparse.Namespace") -> "dict[str, str]":
 # These may be in use though nobody imports them: they host the sessions, install the
 # others, or are loaded before counting begins.
 HOSTS = """
-    conda ipykernel ipython jupyter jupyter-server jupyterhub jupyterlab mamba
-    nbclassic notebook pip popcon popularity-contest setuptools uv voila wheel
+    conda ipykernel ipython jupyter jupyter-client jupyter-server jupyterhub jupyterlab
+    mamba nbclassic notebook pip popcon popularity-contest setuptools uv voila wheel
 """
 SCRIPTS = {"console_scripts", "gui_scripts"}
 # A process that calls one of these ends, or becomes another program, without a report.

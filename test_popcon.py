@@ -7171,6 +7171,14 @@ class TestUsage(UsageCase):
         self.count(other=1)
         self.assertEqual(self.verdicts(everyone=True), expected)
 
+    def test_what_a_session_loads_if_it_is_there_cannot_be_judged(self) -> None:
+        self.requiring("ipykernel", "jupyter_client")
+        self.requiring("jupyter_client", 'orjson; extra == "orjson"')
+        self.install_all("orjson")
+        self.count(other=1)
+        verdicts = self.verdicts(everyone=True)
+        self.assertEqual(verdicts["orjson"], "optional: jupyter-client")
+
     # What cannot be judged.
 
     def verdict_on(
