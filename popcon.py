@@ -2203,6 +2203,8 @@ def usage(options: "argparse.Namespace") -> int:
         say_limits(libraries, counts)
     except ValueError as error:  # a setting is wrong, or a header
         raise OSError(str(error)) from None
+    if counts.doubt and (options.json or options.unused):
+        note(counts.doubt)  # which the table ends with
     if options.json:
         lines = [json.dumps([library.as_json() for library in libraries], indent=1)]
     elif options.unused:
@@ -2218,8 +2220,6 @@ def usage(options: "argparse.Namespace") -> int:
 
 def say_limits(libraries: "list[Library]", counts: "Counts") -> None:
     """Print on stderr what one should know before one relies on the answer."""
-    if counts.doubt:
-        note(counts.doubt)
     rate = setting(SAMPLE_RATE)
     if float(rate) < 1:
         note(f"a sample of {rate} of the processes reports: rare uses may be missed")
