@@ -37,7 +37,6 @@ __version__ = "3.0.0"
 
 # These are loaded at start, or built into Python, so importing them costs nothing.
 import _signal  # type: ignore[import-not-found]
-import _thread
 import atexit
 import os
 import sys
@@ -48,6 +47,7 @@ if sys.hexversion < 0x030A0000:
         sys.exit("popcon needs Python 3.10 or later")
     raise ImportError("popcon needs Python 3.10 or later") from None
 
+# Taken now: gevent replaces some of these later, and sandboxes put None for os.kill.
 from _frozen_importlib import BuiltinImporter, ModuleSpec, module_from_spec
 from _frozen_importlib_external import (
     FileFinder,
@@ -55,6 +55,8 @@ from _frozen_importlib_external import (
     SourceFileLoader,
     SourcelessFileLoader,
 )
+from _thread import allocate_lock, get_ident
+from os import getpid, kill
 
 # Only type checkers read this: importing typing takes longer than all of popcon.
 TYPE_CHECKING = False
@@ -825,19 +827,17 @@ def is_answered(queries: "Iterable[bytes]", server: str, deadline: float) -> boo
     socket = standard_socket()
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     udp = socket.socket(family, socket.SOCK_DGRAM)
-    answers: dict[bytes, bytes] = {}  # by the number of the query, its first two bytes
     try:
         udp.connect((server, NAME_SERVER_PORT))
         for query in queries:
             udp.send(query)
-        for query in queries:
-            number = query[:2]
-            while number not in answers:  # they come in any order
-                udp.settimeout(max(0.001, deadline - time.monotonic()))
+            answer = b""
+            while len(answer) < 12 or answer[:2] != query[:2]:  # their number
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise TimeoutError
+                udp.settimeout(remaining)
                 answer = udp.recv(512)
-                if len(answer) >= 12:
-                    answers[answer[:2]] = answer
-            answer = answers[number]
             if any(answer[6:8]):  # the count of records
                 return True
             if answer[3] % 16 in (SERVER_FAILURE, NOT_IMPLEMENTED, REFUSED):
@@ -911,8 +911,8 @@ class Reporter:
 
     def begin_process(self) -> None:
         """Begin for a process in which nothing was used or sent yet."""
-        self.lock = _thread.allocate_lock()  # held during a report
-        self.thread_to_end = 0  # set if SIGTERM came during a report, which ends first
+        self.lock = allocate_lock()  # held during a report
+        self.is_ending = False  # SIGTERM came during a report, which ends first
         self.sent: set[str] = set()  # libraries
         self.no_look_up_before = 0.0  # on time.monotonic()
         self.shell_libraries: set[str] = set()
@@ -991,10 +991,9 @@ class Reporter:
             debug(f"nothing sent: {error!r}")
         finally:
             lock.release()
-            thread = self.thread_to_end
-            self.thread_to_end = 0
-            if thread:
-                _signal.pthread_kill(thread, _signal.SIGTERM)
+            if self.is_ending:
+                self.is_ending = False
+                kill(getpid(), _signal.SIGTERM)  # it wakes the main thread
         return []
 
     def send_new(self) -> "list[str]":
@@ -1128,10 +1127,10 @@ class Reporter:
         """
         blocked = _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGTERM])
         if _signal.SIGTERM not in blocked:
-            self.forking.add(_thread.get_ident())
+            self.forking.add(get_ident())
 
     def release_sigterm(self) -> None:
-        thread = _thread.get_ident()
+        thread = get_ident()
         if thread in self.forking:
             self.forking.remove(thread)
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGTERM])
@@ -1142,14 +1141,14 @@ class Reporter:
         If a handler of the program's own calls this one, that decides how to end.
         """
         # Set this before looking at the lock: a report under way looks at it after
-        # releasing the lock, and then gives this thread the signal anew.
-        self.thread_to_end = _thread.get_ident()
+        # releasing the lock, and then sends the signal anew.
+        self.is_ending = True
         if not self.lock.locked():
-            self.thread_to_end = 0
+            self.is_ending = False
             self.report_at_exit()
             if _signal.getsignal(_signal.SIGTERM) is self.sigterm_handler:
                 self.set_sigterm(_signal.SIG_DFL)
-                _signal.raise_signal(_signal.SIGTERM)
+                kill(getpid(), _signal.SIGTERM)
 
     def set_sigterm(self, handler: "Any") -> None:
         try:
