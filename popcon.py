@@ -1104,7 +1104,8 @@ class Reporter:
         """Let SIGTERM report, if that is switched on, and nobody handles it."""
         handler = _signal.getsignal(_signal.SIGTERM)
         is_unhandled = type(handler) is int and handler == _signal.SIG_DFL
-        # So Python is told to be a worker, or a forkserver.
+        # multiprocessing starts a worker, or a forkserver, with "python -c" and code that
+        # begins like this.
         starts = ("from multiprocessing.", "from multiprocess.")
         is_worker = any(word.startswith(starts) for word in sys.orig_argv)
         if is_on(SIGTERM_SWITCH) and is_unhandled and not is_worker:
@@ -1169,10 +1170,12 @@ def modules_up_to(mark: "tuple[int, Any]") -> "dict[Any, object]":
     """
     number, newest = mark
     modules = dict(sys.modules)
-    # So many stood before the newest one, in the order in which their imports ended.
+    # When the mark was taken, number - 1 names stood before the newest one, in the order
+    # in which their imports ended.
     names = list(modules)[: number - 1]
     if newest in names:
-        # Fewer are left, as some have been removed since. Behind it are later ones.
+        # It has moved forward, since some before it were removed. The names behind it
+        # were loaded later.
         names = names[: names.index(newest)]
     if newest in modules:
         names.append(newest)
