@@ -1104,8 +1104,8 @@ class Reporter:
         """Let SIGTERM report, if that is switched on, and nobody handles it."""
         handler = _signal.getsignal(_signal.SIGTERM)
         is_unhandled = type(handler) is int and handler == _signal.SIG_DFL
-        # multiprocessing starts a worker, or a forkserver, with "python -c" and code that
-        # begins like this.
+        # multiprocessing starts a worker, or a forkserver, with "python -c" and code
+        # that begins like this.
         starts = ("from multiprocessing.", "from multiprocess.")
         is_worker = any(word.startswith(starts) for word in sys.orig_argv)
         if is_on(SIGTERM_SWITCH) and is_unhandled and not is_worker:
@@ -1170,8 +1170,8 @@ def modules_up_to(mark: "tuple[int, Any]") -> "dict[Any, object]":
     """
     number, newest = mark
     modules = dict(sys.modules)
-    # When the mark was taken, number - 1 names stood before the newest one, in the order
-    # in which their imports ended.
+    # When the mark was taken, number - 1 names stood before the newest one, in the
+    # order in which their imports ended.
     names = list(modules)[: number - 1]
     if newest in names:
         # It has moved forward, since some before it were removed. The names behind it
@@ -1646,8 +1646,9 @@ def add_run_options(parser: "argparse.ArgumentParser") -> None:
     parser.usage = f"python -m popcon run [--explain] {program}"
     text = "Print whose each module is, or why it does not count."
     parser.add_argument("--explain", action="store_true", help=text)
-    for name in ("-m", "-c", "script"):  # each takes all the arguments that follow
-        parser.add_argument(name, nargs=REMAINDER, help=SUPPRESS)
+    for name in ("-m", "-c", "script"):
+        # Each takes all the arguments that follow; from "--" on, script does.
+        parser.add_argument(name, nargs=REMAINDER, default=[], help=SUPPRESS)
 
 
 def run(options: "argparse.Namespace") -> "NoReturn":
@@ -1655,13 +1656,13 @@ def run(options: "argparse.Namespace") -> "NoReturn":
     import runpy
     from types import ModuleType
 
-    program = options.m or options.c or options.script
+    program = [*options.m, *options.c, *options.script]
     if not program:
         command_line().error("a program is missing: SCRIPT, -m MODULE or -c CODE")
     what = program[0]
     folder = os.getcwd()
     main_module = ModuleType("__main__")
-    if options.script:
+    if not options.m and not options.c:
         main_module.__file__ = os.path.join(folder, what)
         folder = os.path.dirname(os.path.realpath(what))
         with open(what, "rb") as file:
@@ -2562,6 +2563,8 @@ class Prometheus:
         """Return what a function of PromQL makes of each counter at a life's target."""
         target = life.target
         where = selector(target.labels, counters)
+        # Two servers that scrape one exporter store samples each. For count_over_time
+        # these are added. At the time of one scrape, only one of them has a sample.
         found: dict[Labels, float] = {}
         for labels, samples in self.samples(where, begin, end, function).items():
             counter = frozenset(one for one in labels if one[0] not in target.ignored)
@@ -2644,7 +2647,8 @@ def parted_by_start(samples: "Samples") -> "list[tuple[float, list[float]]]":
             # A new process starts after the last scrape of the old one, so its start is
             # later by more than the old one has lasted. A start that is later by less,
             # or up to a minute earlier, is that of the same process, after its clock
-            # was set. Each of the two starts may be wrong by one second.
+            # was set. Each of the two starts may be wrong by one second, so a new
+            # process may seem to start up to two seconds too early.
             if start == known or known - 60 < start <= known + lasted - 2:
                 times.append(when)
                 continue
@@ -2982,6 +2986,8 @@ def words_of_settings() -> "set[str]":
     for prefix in (sys.prefix, "/usr/local", "/usr", "/"):
         for below in ("etc/ipython", "etc/jupyter", "share/jupyter/kernels"):
             for path in glob(f"{escape(prefix)}/{below}/**", recursive=True):
+                if is_popcon(path):
+                    continue
                 text = re.sub(r"(?m)^[ \t]*#.*", "", text_of(path))
                 words.update(re.findall(r"\w+", text))
     return words
@@ -3150,7 +3156,8 @@ def judged(counts: Counts, options: "argparse.Namespace") -> "list[Library]":
         if number > options.at_most:
             used_often.add(name)
     needed, optional = environment.required(staying | counts.processes.keys())
-    # What is not among these, nor required by them, is rarely used.
+    # Now the same for what stays, or is used often. A library that is neither one of
+    # these nor required by them is rarely used.
     often = staying | used_often
     needed_often, optional_often = environment.required(often)
     often |= needed_often.keys() | optional_often.keys()

@@ -5659,6 +5659,14 @@ class TestRun(Case):
             self.assertEqual(found, expected + said)
             self.assertEqual(server.received(), [])
 
+    def test_two_hyphens_are_an_argument_of_the_program(self) -> None:
+        program = "import alpha, os, sys; print(os.path.basename(sys.argv[0]), sys.argv[1:])"
+        self.write(self.own, {"show.py": program})
+        arguments = ("--", "x", "--", "-m", "y")
+        self.assert_same("-m", "show", *arguments)
+        self.assert_same("-c", program, *arguments)
+        self.assert_same("show.py", *arguments)
+
     def test_every_form_of_program_ends_as_with_python(self) -> None:
         program = textwrap.dedent("""\
             import os, sys, alpha
@@ -7403,9 +7411,11 @@ class TestUsage(UsageCase):
     ) -> None:
         for name in ("drawn", "contents", "kernel", "startup", "remark", "early"):
             self.install(name, f"{name}_module.py")
+        self.install("path", "path.py")  # a word in popcon's own start-up file
         settings = {
             "etc/ipython/ipython_config.py": "# such as remark_module\nc.X = 'drawn_module'",
             "etc/ipython/startup/50-x.py": "import startup_module",
+            "etc/ipython/startup/000-popcon.py": popcon.SESSION,
             "etc/jupyter/jupyter_server_config.py": "c.ServerApp.x = 'contents_module.Manager'",
             "share/jupyter/kernels/x/kernel.json": '{"argv": ["python", "-m", "kernel_module"]}',
         }
@@ -7419,6 +7429,7 @@ class TestUsage(UsageCase):
         expected = dict.fromkeys(named, "named in Jupyter's settings")
         expected |= {
             "early": "loaded at every start",
+            "path": "unused",
             "remark": "unused",
             "other": "absent",
         }
