@@ -191,6 +191,9 @@ def has_custom_loader(spec: "ModuleSpec") -> bool:
 # ---- files -> the libraries that own them -------------------------------------------
 
 METADATA_SUFFIXES = (".dist-info", ".egg-info", "EGG-INFO")
+# How the names of folders end in which a library may lie without RECORD. Elsewhere,
+# what has none is somebody's own source tree.
+LIBRARY_FOLDERS = ("site-packages", "dist-packages", ".egg")
 READ_LIMIT = 64 << 20  # bytes of a file; no RECORD in use comes near it
 
 
@@ -262,7 +265,7 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
             # The path in full, if it is relative on sys.path.
             path = finder.path.rstrip(os.sep)
             if path in above:
-                entry = PathEntry(path, listing(finder))
+                entry = PathEntry(path, listing(path, finder))
                 if entry.unread:
                     entries.append(entry)
         except Exception as error:
@@ -284,16 +287,24 @@ def make_finders(folders: "set[str]") -> None:
         debug(f"cannot make finders for sys.path: {error!r}")
 
 
-def listing(finder: "Any") -> "set[str]":
+def listing(path: str, finder: "Any") -> "set[str]":
     """Return the names in a finder's folder, which it has listed for some import.
 
     If there are libraries, it lists the folder anew if that has changed since: one may
     have been upgraded. It does so for the next import as well.
     """
     names: set[str] = finder._path_cache
-    if not names or any(name.endswith(METADATA_SUFFIXES) for name in names):
+    suffixes = metadata_suffixes(path)
+    if not names or any(name.endswith(suffixes) for name in names):
         finder.find_spec("any")
     return set(finder._path_cache)
+
+
+def metadata_suffixes(folder: str) -> "tuple[str, ...]":
+    """Return how the names of metadata end in a folder."""
+    if folder.endswith(LIBRARY_FOLDERS):
+        return METADATA_SUFFIXES
+    return (".dist-info",)  # an .egg-info has no RECORD
 
 
 def paths_below(folder: str, files: "Iterable[str]") -> "dict[str, str]":
@@ -321,7 +332,7 @@ class PathEntry:
         self.unread: set[Distribution] = set()
         self.without_record: list[Distribution] = []
         for name in names:
-            if name.endswith(METADATA_SUFFIXES):
+            if name.endswith(metadata_suffixes(path)):
                 self.unread.add(Distribution(path, name))
 
     # Ways to ask for owners. Each yields libraries, and which of the paths they own.
@@ -371,7 +382,8 @@ class PathEntry:
         for distribution in distributions:
             record = distribution.read("RECORD")
             if not record:
-                self.without_record.append(distribution)
+                if self.path.endswith(LIBRARY_FOLDERS):
+                    self.without_record.append(distribution)
                 continue
             # If tops are many, to search for each takes longer than to parse.
             if len(tops) < 6 and not may_list(record, tops):
@@ -410,8 +422,6 @@ class PathEntry:
 
     def ask_names(self, paths: "Paths", wanted: "Paths") -> "Answers":
         """Look at top-level names alone, for libraries without any list of files."""
-        if not self.path.endswith(("site-packages", "dist-packages", ".egg")):
-            return  # an .egg-info elsewhere belongs to somebody's own source tree
         top_names = {}
         for distribution in self.without_record:
             library = distribution.name()

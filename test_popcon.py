@@ -542,6 +542,19 @@ class TestWhatCounts(Case):
         self.write(self.own, {"mine.py": ""})
         self.assert_used("sys.path += ['']; import mine")
 
+    def test_a_source_tree_makes_nobody_read_lists_of_packages(self) -> None:
+        self.write(self.own, {"mine.py": "", "yours.py": ""})
+        self.write(self.own / "mine.egg-info", {"PKG-INFO": "Name: mine\n"})
+        self.write(self.own / "yours-1.dist-info", {"METADATA": "Name: yours\n"})
+        code = """
+            import os
+            isdir = os.path.isdir
+            os.path.isdir = lambda path: print(path) or isdir(path)
+            sys.path += [""]
+            import mine, yours
+            """
+        self.assert_used(code)
+
     def test_a_source_tree_with_a_dist_info_does_not_count(self) -> None:
         metadata = {"top_level.txt": "mine\n"}
         self.install("mine", "mine.py", folder=self.own, record=None, more=metadata)
