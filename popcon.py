@@ -295,7 +295,7 @@ def listing(path: str, finder: "Any") -> "set[str]":
     """
     names: set[str] = finder._path_cache
     suffixes = metadata_suffixes(path)
-    if not names or any(name.endswith(suffixes) for name in names):
+    if any(name.endswith(suffixes) for name in names):
         finder.find_spec("any")
     return set(finder._path_cache)
 

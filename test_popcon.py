@@ -887,11 +887,17 @@ OddNamespace = type("OddNamespace", (), {"__dict__": property(execute)})
         code = "import alpha; sys.path_importer_cache.clear()"
         self.assert_used(code, "alpha")
 
-    def test_finders_that_have_listed_nothing_yet_do_no_harm(self) -> None:
+    def test_a_package_that_was_only_looked_through_is_not_listed(self) -> None:
+        self.write(self.own / "plug", {"__init__.py": "", "part.py": ""})
         code = """
-            import alpha, pkgutil
-            sys.path_importer_cache.clear()
-            list(pkgutil.iter_modules())
+            import pkgutil, alpha
+            sys.path += [""]
+            import plug
+            list(pkgutil.iter_modules(plug.__path__))
+            def tell(event, arguments):
+                if event == "os.listdir":
+                    print(arguments)
+            sys.addaudithook(tell)
             """
         self.assert_used(code, "alpha")
 
@@ -1550,7 +1556,6 @@ sys.prefix = {!r}
         """Return code that makes os.listdir() return names in order."""
         return textwrap.dedent("""
             import os
-            listdir = os.listdir
             os.listdir = lambda folder: sorted(listdir(folder))
             """)
 
