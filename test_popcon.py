@@ -1556,6 +1556,7 @@ sys.prefix = {!r}
         """Return code that makes os.listdir() return names in order."""
         return textwrap.dedent("""
             import os
+            listdir = os.listdir
             os.listdir = lambda folder: sorted(listdir(folder))
             """)
 
