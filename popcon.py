@@ -331,8 +331,9 @@ class PathEntry:
         self.path = path
         self.unread: set[Distribution] = set()
         self.without_record: list[Distribution] = []
+        suffixes = metadata_suffixes(path)
         for name in names:
-            if name.endswith(metadata_suffixes(path)):
+            if name.endswith(suffixes):
                 self.unread.add(Distribution(path, name))
 
     # Ways to ask for owners. Each yields libraries, and which of the paths they own.
@@ -526,9 +527,14 @@ class Distribution:
         url = b"".join(self.read("direct_url.json").split())
         if b'"editable":true' in url:
             return ""
+        return normalized(self.field("name"))
+
+    def field(self, name: str) -> str:
+        """Return the value of the first field with this name, "" if there is none."""
         for line in self.header():
-            if line[:5].lower() == "name:":
-                return normalized(line[5:])
+            field, _, value = line.partition(":")
+            if field.lower() == name:
+                return value
         return ""
 
     def requirements(self) -> "list[str]":
@@ -842,7 +848,8 @@ def is_answered(queries: "Iterable[bytes]", server: str, deadline: float) -> boo
         for query in queries:
             udp.send(query)
             answer = b""
-            while len(answer) < 12 or answer[:2] != query[:2]:  # their number
+            # An answer has at least 12 bytes, and begins with the number of its query.
+            while len(answer) < 12 or answer[:2] != query[:2]:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     raise TimeoutError
@@ -1336,8 +1343,6 @@ def report() -> "list[str]":
 
 
 # ---- the command line ---------------------------------------------------------------
-#
-# What follows runs only if somebody types a command.
 
 if TYPE_CHECKING:
     import socket
@@ -2876,7 +2881,8 @@ class InstalledLibrary(Library):
         stem, _, rest = info.rpartition(".")[0].partition("-")
         super().__init__(distribution.name() or normalized(stem) or readable(info, 60))
         self.distribution = distribution
-        self.version = rest.partition("-")[0] or version_in(distribution)
+        version = readable(distribution.field("version"), 60)
+        self.version = rest.partition("-")[0] or version
         paths = listed_paths(decoded(distribution.read("RECORD"))) - {""}
         self.files: dict[str, str | None] = {}
         for path in paths:
@@ -2896,15 +2902,6 @@ class InstalledLibrary(Library):
     def paths(self, kind: str) -> "list[str]":
         """Return its files of this kind."""
         return [path for path in self.files if self.files[path] == kind]
-
-
-def version_in(distribution: Distribution) -> str:
-    """Return the version that the metadata give, "" if they give none."""
-    for line in distribution.header():
-        field, _, version = line.partition(":")
-        if field.lower() == "version":
-            return readable(version, 60)
-    return ""
 
 
 def size_of_file(path: str) -> int:
