@@ -2881,8 +2881,9 @@ class InstalledLibrary(Library):
         stem, _, rest = info.rpartition(".")[0].partition("-")
         super().__init__(distribution.name() or normalized(stem) or readable(info, 60))
         self.distribution = distribution
-        version = readable(distribution.field("version"), 60)
-        self.version = rest.partition("-")[0] or version
+        self.version = rest.partition("-")[0]
+        if not self.version:
+            self.version = readable(distribution.field("version"), 60)
         paths = listed_paths(decoded(distribution.read("RECORD"))) - {""}
         self.files: dict[str, str | None] = {}
         for path in paths:
