@@ -78,8 +78,10 @@ MODULE_NAMESPACE = vars(ModuleType)["__dict__"]
 CLASS_NAMESPACE = vars(type)["__dict__"]
 FunctionType = type(lambda: None)
 
-# Most standard modules are told by their names. These folders catch the others, such as
-# _sysconfigdata_*.
+# Top-level names that belong to no library: the standard library's, and those of the
+# modules in which administrators and users tell Python what to run at its start.
+NO_LIBRARIES = sys.stdlib_module_names | {"sitecustomize", "usercustomize"}
+# These folders hold the standard modules with other names, such as _sysconfigdata_*.
 STANDARD_LIBRARY = os.path.dirname(getattr(os, "__file__", os.sep))
 STANDARD_FOLDERS = (
     STANDARD_LIBRARY,
@@ -100,7 +102,7 @@ def executed_files(modules: "Mapping[Any, object]") -> "set[str]":
     lazy_module = util.get("_LazyModule", ())
     files = set()
     for name, module in modules.items():
-        if type(name) is not str or name.partition(".")[0] in sys.stdlib_module_names:
+        if type(name) is not str or name.partition(".")[0] in NO_LIBRARIES:
             continue
         try:
             if issubclass(type(module), lazy_module):
@@ -276,15 +278,18 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
 def make_finders(folders: "set[str]") -> None:
     """Let Python make finders for those folders on sys.path that have none any more.
 
-    That is so if somebody has emptied sys.path_importer_cache. The next import would
-    make them anew as well.
+    That is so if somebody has emptied sys.path_importer_cache, and for relative ones
+    after importlib.invalidate_caches(). The next import would make them anew as well.
     """
-    try:
-        for path in folders.intersection(sys.path):
-            if path not in sys.path_importer_cache:
+    for path in tuple(sys.path or ()):
+        try:
+            path = path or os.getcwd()  # as Python reads it
+            is_relative = not os.path.isabs(path)
+            is_needed = is_relative or path.rstrip(os.sep) in folders
+            if is_needed and path not in sys.path_importer_cache:
                 PathFinder.find_spec("any", [path])
-    except Exception as error:
-        debug(f"cannot make finders for sys.path: {error!r}")
+        except Exception as error:
+            debug(f"cannot make a finder for {path} of sys.path: {error!r}")
 
 
 def listing(path: str, finder: "Any") -> "set[str]":
@@ -942,7 +947,7 @@ class Reporter:
         files: those of the modules, or None to find them out later. To look at all
         modules in a forked child would copy many pages of memory.
         """
-        self.mark = modules_mark()  # of the last report, or of the begin
+        self.mark = modules_mark()  # at the last report, or at the begin
         self.baseline = files
         self.seen: set[str] = set()  # files beyond the baseline that were looked up
         self.used: set[str] = set()  # libraries
@@ -955,13 +960,15 @@ class Reporter:
         """
         shell = ipython_shell()
         is_new_session = shell is not None and shell is not self.shell
+        ends = last_before_extensions(shell)
         if not self.is_set_up:
             self.is_set_up = True
-            self.begin_baseline(executed_files(loaded_since("", shell)))
+            self.begin_baseline(executed_files(modules_between("", ends)))
             self.arrange_reports()
         elif is_new_session and self.baseline is not None:  # it is None after a fork
-            session = loaded_since(("ipykernel", "IPython.terminal.ipapp"), shell)
-            self.baseline |= executed_files(session)
+            imported = modules_between("IPython", ["IPython"])
+            begun = modules_between(("ipykernel", "IPython.terminal.ipapp"), ends)
+            self.baseline |= executed_files({**imported, **begun})
         if is_new_session:
             self.shell = shell
             shell.events.register("post_execute", self.report_after_cell)
@@ -978,7 +985,7 @@ class Reporter:
         """Find out which libraries were used since the last time."""
         baseline = self.baseline
         if baseline is None:
-            baseline = executed_files(modules_up_to(self.mark))
+            baseline = executed_files(loaded_before_fork())
             self.baseline = baseline
         new = executed_files(dict(sys.modules)) - baseline - self.seen
         if not new:
@@ -1088,6 +1095,7 @@ class Reporter:
     def begin_in_child(self) -> None:
         """Begin anew after a fork: what the parent has loaded is the parent's."""
         try:
+            sys.modules[FORK_MARK] = sys.modules.pop(FORK_MARK, atexit)
             self.begin_process()
             self.report_when_workers_end()
             if "multiprocessing.process" in sys.modules:
@@ -1175,28 +1183,28 @@ class Reporter:
             debug(f"cannot change what SIGTERM does: {error}")
 
 
+# After a fork this module of the standard library moves to the end of sys.modules. What
+# the parent has loaded stands before it then, and what the child loads behind it.
+FORK_MARK = "atexit"
+
+
 def modules_mark() -> "tuple[int, object]":
     """Return what changes when a module is loaded: the number and the newest name."""
     return len(sys.modules), next(reversed(sys.modules), None)
 
 
-def modules_up_to(mark: "tuple[int, Any]") -> "dict[Any, object]":
-    """Return the modules that were executed when modules_mark() returned this mark.
+def loaded_before_fork() -> "dict[Any, object]":
+    """Return the modules that the parent had executed.
 
     Lazy ones are left out: they may have been executed since.
     """
-    number, newest = mark
-    modules = dict(sys.modules)
-    # When the mark was taken, number - 1 names stood before the newest one, in the
-    # order in which their imports ended.
-    names = list(modules)[: number - 1]
-    if newest in names:
-        # It has moved forward, since some before it were removed. The names behind it
-        # were loaded later.
-        names = names[: names.index(newest)]
-    if newest in modules:
-        names.append(newest)
-    return {name: modules[name] for name in names if not was_lazy(modules[name])}
+    modules: dict[Any, object] = {}
+    for name, module in dict(sys.modules).items():
+        if name is FORK_MARK:
+            break
+        if not was_lazy(module):
+            modules[name] = module
+    return modules
 
 
 def was_lazy(module: object) -> bool:
@@ -1251,38 +1259,36 @@ def ipython_shell() -> "Any":
     return shell_class.instance()
 
 
-def loaded_since(start: "str | tuple[str, ...]", shell: "Any") -> "dict[Any, object]":
-    """Return the modules from the first whose name begins with start to the newest.
+def last_before_extensions(shell: "Any") -> "list[str]":
+    """Return the modules that IPython has loaded before a person's extensions.
 
-    Those are left out that a person's IPython extensions have loaded.
+    That is before those in its settings; none are returned if there are none of these.
+    IPython loads them before it runs start-up files.
     """
-    by_extensions = loaded_by_extensions(shell)
+    manager = getattr(shell, "extension_manager", None)
+    for extension in getattr(manager, "loaded", ()):
+        if not extension.startswith("IPython."):
+            return ["IPython", type(shell).__module__]
+    return []
+
+
+def modules_between(
+    begin: "str | tuple[str, ...]", ends: "list[str]"
+) -> "dict[Any, object]":
+    """Return the modules from the first whose name begins like this to the last end.
+
+    A module stands behind those that it imports, as import puts it into sys.modules
+    anew when it is done. Without ends, all up to the newest are returned.
+    """
+    loaded = dict(sys.modules)
+    names = list(loaded)
+    while ends and names and names[-1] not in ends:
+        del names[-1]
     modules: dict[Any, object] = {}
-    for name, module in dict(sys.modules).items():
-        has_begun = bool(modules) or str(name).startswith(start)
-        if has_begun and name not in by_extensions:
-            modules[name] = module
+    for name in names:
+        if modules or str(name).startswith(begin):
+            modules[name] = loaded[name]
     return modules
-
-
-def loaded_by_extensions(shell: "Any") -> "set[Any]":
-    """Return the names of the extensions in IPython's settings, and of their imports.
-
-    IPython loads them before it runs start-up files. A module comes into sys.modules
-    behind those that it imports, as import puts it there anew when it is done. So what
-    stands between an extension and the last module of the shell is the extension's.
-    """
-    extensions = getattr(getattr(shell, "extension_manager", None), "loaded", ())
-    found: set[Any] = set()
-    since_shell: list[Any] = []  # the last module of the shell, and those after it
-    for name in list(sys.modules):
-        if str(name).startswith(("IPython.", "ipykernel")):
-            since_shell = [name]  # a later one: begin again
-        elif since_shell:
-            since_shell.append(name)
-        if name in extensions:
-            found.update(since_shell[1:])
-    return found
 
 
 def required_by_shell(files: "Iterable[str]") -> "set[str]":
@@ -1768,8 +1774,8 @@ def explanation(new: "Mapping[str, object]", used: "set[str]") -> "Iterator[str]
     for file in sorted(files.difference(*owned.values())):
         yield f"not counted: {file}: of no library, or of an editable install"
     for name in sorted(new):
-        is_standard = name.partition(".")[0] in sys.stdlib_module_names
-        if not is_standard and not executed_files({name: new[name]}):
+        is_library = name.partition(".")[0] not in NO_LIBRARIES
+        if is_library and not executed_files({name: new[name]}):
             yield f"not counted: {name}: not executed, without a file, or Python's own"
 
 
@@ -1782,13 +1788,15 @@ MARKS = (MARK, '"""popcon: which installed libraries do people really use')
 
 # What IPython runs at the start of each session. It imports only the popcon.py in
 # site-packages, not a person's own beside a notebook. It is silent if popcon.py is
-# missing or incomplete, or if an older Python runs it. It leaves no name behind.
+# missing or incomplete, or if an older Python runs it. It leaves no name behind, and no
+# popcon in sys.modules, so that a person can import another module of that name.
 SESSION = f"""\
 {MARK}def _popcon():
-    import importlib.util, os, site
+    import importlib.util, os, site, sys
     popcon = importlib.util.find_spec("popcon").origin
     if os.path.dirname(popcon) in site.getsitepackages():
         __import__("popcon").setup_reporter()
+        del sys.modules["popcon"]
 try:
     _popcon()
 except Exception:
@@ -1797,15 +1805,16 @@ del _popcon
 """
 
 # What Python runs at the start of each process. The popcon.py beside this .pth file is
-# meant, not a person's own on PYTHONPATH. Only a line that begins with import is run,
-# and only exec() lets one line be silent if popcon.py cannot be read. From Python 3.18
-# on .start files (PEP 829) are read instead, which allow neither.
+# meant, not a person's own on PYTHONPATH. Another module of that name can be imported
+# afterwards, too. Only a line that begins with import is run, and only exec() lets one
+# line be silent if popcon.py cannot be read. From Python 3.18 on .start files (PEP 829)
+# are read instead, which allow neither.
 PROCESS = """\
 try:
     from _frozen_importlib_external import PathFinder
     from os.path import exists
     if exists(PathFinder.find_spec("popcon").origin[:-2] + "pth"):
-        import popcon; popcon.setup_reporter()
+        import popcon; popcon.setup_reporter(); del sys.modules["popcon"]
 except Exception:
     pass
 """

@@ -887,6 +887,37 @@ OddNamespace = type("OddNamespace", (), {"__dict__": property(execute)})
         code = "import alpha; sys.path_importer_cache.clear()"
         self.assert_used(code, "alpha")
 
+    def test_a_cache_without_a_folder_that_ends_with_a_slash_does_no_harm(self) -> None:
+        code = f"""
+            import alpha
+            sys.path.remove({str(self.site)!r})
+            sys.path.append({str(self.site) + "/"!r})
+            sys.path_importer_cache.clear()
+            """
+        self.assert_used(code, "alpha")
+
+    def test_a_cache_without_the_current_folder_does_no_harm(self) -> None:
+        code = f"""
+            import os
+            os.chdir({str(self.site)!r})
+            sys.path[:] = ["", *sys.path[1:]]
+            sys.path.remove({str(self.site)!r})
+            import alpha
+            sys.path_importer_cache.clear()
+            """
+        self.assert_used(code, "alpha")
+
+    def test_a_library_of_a_relative_folder_counts_when_caches_are_invalid(self) -> None:
+        self.install("near", "near.py", folder=self.own / "lib")
+        code = f"""
+            import importlib, os
+            os.chdir({str(self.own)!r})
+            sys.path.append("lib")
+            import near
+            importlib.invalidate_caches()
+            """
+        self.assert_used(code, "near")
+
     def test_a_package_that_was_only_looked_through_is_not_listed(self) -> None:
         self.write(self.own / "plug", {"__init__.py": "", "part.py": ""})
         code = """
@@ -1190,6 +1221,12 @@ class TestMetadata(Case):
         read = self.records_read(["numpy/__init__.py", "something.py"])
         self.assertEqual(len(read), 6)
         self.assertEqual(len(set(read)), 6)
+
+    def test_what_python_runs_at_its_start_is_of_no_library(self) -> None:
+        module = types.ModuleType("sitecustomize")
+        module.__file__ = str(self.site / "sitecustomize.py")
+        files = popcon.executed_files({"sitecustomize": module, "usercustomize": module})
+        self.assertEqual(files, set())
 
     def test_no_record_is_read_for_what_was_loaded_before(self) -> None:
         self.install_various()
@@ -2871,13 +2908,18 @@ for _ in range(3):
         counts = self.count_with_children("del sys.modules['alpha']; import beta")
         self.assertEqual(counts, {**self.PARENT, "beta": 3})
 
-    def test_a_child_counts_what_it_loaded_before_the_newest_module_is_reloaded(self) -> None:
+    def test_a_child_counts_what_it_loaded_if_the_newest_modules_are_gone(self) -> None:
+        work = "del sys.modules['alpha'], sys.modules['gamma']; import beta"
+        counts = self.count_with_children(work)
+        self.assertEqual(counts, {**self.PARENT, "beta": 3})
+
+    def test_a_child_counts_what_it_reloads(self) -> None:
         work = """
             import beta, importlib
             importlib.reload(alpha)
             """
         counts = self.count_with_children(work)
-        self.assertEqual(counts, {**self.PARENT, "beta": 3})
+        self.assertEqual(counts, {"gamma": 1, "alpha": 4, "beta": 3})
 
     def test_a_child_counts_what_it_loaded_in_an_import_that_forks(self) -> None:
         own = """
@@ -3218,7 +3260,7 @@ class ExtensionManager:
         self.loaded = set()
 
     def load_extension(self, name):
-        __import__(name)
+        __import__(name).load_ipython_extension(InteractiveShell._instance)
         self.loaded.add(name)
 
 class InteractiveShell:
@@ -3243,13 +3285,16 @@ class InteractiveShell:
         for function in self.events.callbacks["post_execute"]:
             function()
 """
-    START = """
+    BEGIN = """
 import IPython.terminal.ipapp
+"""
+    END = """
 import IPython.extensions.storemagic
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell._instance = InteractiveShell()
 shell.extension_manager.loaded.add("IPython.extensions.storemagic")
 """
+    START = BEGIN + END
     REQUIRES = """Name: ipython
 Requires-Dist: need-one
 Requires-Dist: need-two[fast]>=5,<6 ; python_version > "3"
@@ -3371,19 +3416,42 @@ Requires-Dist: optional; extra == "doc"
 
     # A person's own extensions
 
-    def load_extension(self, name: str) -> str:
-        return f"shell.extension_manager.load_extension('{name}')\n"
+    # An extension that loads more when it is switched on, some of it IPython's
+    EXTENSION = """
+def load_ipython_extension(shell):
+    import chosen.magic, IPython.core.magic
+"""
+    LOAD_EXTENSION = "shell.extension_manager.load_extension('chosen')\n"
+
+    def install_extension(self) -> None:
+        self.install("chosen", "chosen/__init__.py", "chosen/magic.py")
+        self.write(self.site / "chosen", {"__init__.py": self.EXTENSION})
+        self.write(self.site / "IPython" / "core", {"magic.py": ""})
 
     def test_an_extension_that_is_loaded_at_the_start_counts(self) -> None:
-        code = self.START + self.load_extension("alpha")
+        self.install_extension()
+        code = self.START + self.LOAD_EXTENSION
         code += "import popcon; popcon.setup_reporter()"
         ended = self.run_session(code)
-        self.assertEqual(ended, (["alpha"], "", "", 0))
+        self.assertEqual(ended, (["chosen"], "", "", 0))
 
     def test_an_extension_of_ipythons_own_does_not_count(self) -> None:
+        storemagic = {"storemagic.py": "import beta"}
+        self.write(self.site / "IPython" / "extensions", storemagic)
         code = self.START
-        code += "import beta\n"  # as storemagic could import something
         code += "import popcon; popcon.setup_reporter()"
+        ended = self.run_session(code)
+        self.assertEqual(ended, ([], "", "", 0))
+
+    def test_what_is_loaded_after_an_extension_counts(self) -> None:
+        self.install_extension()
+        code = self.START + self.LOAD_EXTENSION
+        code += "import alpha, popcon; popcon.setup_reporter()"
+        ended = self.run_session(code)
+        self.assertEqual(ended, (["alpha", "chosen"], "", "", 0))
+
+    def test_what_start_up_files_load_before_the_setup_does_not_count(self) -> None:
+        code = self.START + "import alpha, popcon; popcon.setup_reporter()"
         ended = self.run_session(code)
         self.assertEqual(ended, ([], "", "", 0))
 
@@ -3392,17 +3460,26 @@ Requires-Dist: optional; extra == "doc"
     def test_what_a_session_loads_at_its_start_does_not_count(self) -> None:
         code = "import gamma\n"
         code += "import popcon; popcon.setup_reporter()\n"
-        code += f"import alpha\n{self.START}import beta\n"
+        code += f"import alpha\n{self.BEGIN}import beta\n{self.END}"
         code += "popcon.setup_reporter()"
         ended = self.run_session(code)
         self.assertEqual(ended, (["alpha"], "", "", 0))
 
-    def test_an_extension_counts_in_a_session_that_comes_later(self) -> None:
+    def test_what_ipython_can_do_without_does_not_count(self) -> None:
+        # It does not require beta, but imports it if it is there.
+        self.write(self.site / "IPython", {"__init__.py": "import IPython.core, beta"})
         code = "import popcon; popcon.setup_reporter()\n"
-        code += self.START + self.load_extension("alpha")
-        code += "popcon.setup_reporter()"
+        code += f"import IPython, alpha\n{self.START}popcon.setup_reporter()"
         ended = self.run_session(code)
         self.assertEqual(ended, (["alpha"], "", "", 0))
+
+    def test_an_extension_counts_in_a_session_that_comes_later(self) -> None:
+        self.install_extension()
+        code = "import popcon; popcon.setup_reporter()\n"
+        code += self.START + self.LOAD_EXTENSION
+        code += "popcon.setup_reporter()"
+        ended = self.run_session(code)
+        self.assertEqual(ended, (["chosen"], "", "", 0))
 
     def test_a_later_setup_in_the_same_session_loses_nothing(self) -> None:
         setup = "popcon.setup_reporter()"
@@ -4636,8 +4713,9 @@ print(hooks.count(popcon._reporter.report_after_cell))
         self.assertEqual(self.server.names(0.5), ["alpha"])
 
     def test_an_extension_that_a_person_chose_counts_with_what_it_imports(self) -> None:
-        source = "import alpha\ndef load_ipython_extension(shell): pass\n"
-        self.install("chosen", "chosen.py", source=source)
+        source = "import alpha\n"
+        source += "def load_ipython_extension(shell): import chosen_more, IPython.lib.demo\n"
+        self.install("chosen", "chosen.py", "chosen_more.py", source=source)
         settings = "c.InteractiveShellApp.extensions = ['chosen', 'autoreload']\n"
         files = ("ipython_config.py", "ipython_kernel_config.py")
         self.write(self.startup.parent, dict.fromkeys(files, settings))
@@ -6041,6 +6119,17 @@ class TestInstall(Lone):
         self.assertEqual(self.reported(), ["alpha"])
         self.assertEqual(self.reported(session), ["alpha"])
         self.assertEqual(self.reported(PYTHONPATH=str(elsewhere)), [])
+
+    def test_a_person_can_import_another_module_called_popcon(self) -> None:
+        folder = self.folder / "later on the path"
+        self.write(folder, {"popcon.py": "mine = 1"})
+        session = f"import runpy; runpy.run_path({str(self.startup)!r})\n"
+        code = f"import sys; sys.path.insert(0, {str(folder)!r})\n"
+        code += "import alpha, popcon; popcon.mine"
+        self.command("install")
+        self.assertEqual(self.reported(session + code), ["alpha"])
+        self.command("install --all-processes")
+        self.assertEqual(self.reported(code), ["alpha"])
 
     def test_activation_is_silent_whatever_popcon_is_and_leaves_no_name(self) -> None:
         self.command("install --all-processes")
