@@ -1786,17 +1786,18 @@ MARK = "# popcon counts which installed libraries are used, and nothing about wh
 MARK += "them.\n"
 MARKS = (MARK, '"""popcon: which installed libraries do people really use')
 
-# What IPython runs at the start of each session. It imports only the popcon.py in
-# site-packages, not a person's own beside a notebook. It is silent if popcon.py is
-# missing or incomplete, or if an older Python runs it. It leaves no name behind, and no
-# popcon in sys.modules, so that a person can import another module of that name.
+# What IPython runs at the start of each session. It loads only the popcon.py in
+# site-packages. A person's own beside a notebook is left alone, and can be imported
+# afterwards. It is silent if popcon.py is missing or incomplete, or if an older Python
+# runs it. It leaves no name behind.
 SESSION = f"""\
 {MARK}def _popcon():
-    import importlib.util, os, site, sys
-    popcon = importlib.util.find_spec("popcon").origin
-    if os.path.dirname(popcon) in site.getsitepackages():
-        __import__("popcon").setup_reporter()
-        del sys.modules["popcon"]
+    import importlib.util, site
+    from importlib.machinery import PathFinder
+    spec = PathFinder.find_spec("popcon", site.getsitepackages())
+    popcon = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(popcon)
+    popcon.setup_reporter()
 try:
     _popcon()
 except Exception:

@@ -6114,7 +6114,7 @@ class TestInstall(Lone):
         elsewhere = self.folder / "elsewhere"
         for folder, path in ((elsewhere, str(elsewhere)), (self.own, "")):
             self.write(folder, {"popcon.py": "raise SystemExit('run')"})
-            self.assertEqual(self.reported(session, PYTHONPATH=path), [])
+            self.assertEqual(self.reported(session, PYTHONPATH=path), ["alpha"])
         self.command("install --all-processes")
         self.assertEqual(self.reported(), ["alpha"])
         self.assertEqual(self.reported(session), ["alpha"])
