@@ -31,7 +31,8 @@ only called if somebody types a command.
 """
 
 # This stays before the imports: if a shell runs this file by mistake, the parenthesis
-# is a syntax error, so it does not get to import, which is a program on some systems.
+# of this tuple is a syntax error, so it does not get to import, which is a program on
+# some systems.
 __all__ = ("report", "setup_reporter", "used_libraries")
 __version__ = "3.0.0"
 
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any, NoReturn
 
-    Paths = Iterable[str]  # relative to an entry of sys.path, as in RECORD
+    Paths = Iterable[str]  # relative to an entry of sys.path, as in RECORD, or names
     Answers = Iterator[tuple[str, Paths]]  # a library, and paths that it owns
 
 
@@ -82,7 +83,7 @@ FunctionType = type(lambda: None)
 # modules in which administrators and users tell Python what to run at its start.
 NO_LIBRARIES = sys.stdlib_module_names | {"sitecustomize", "usercustomize"}
 # These folders hold the standard modules with other names, such as _sysconfigdata_*.
-STANDARD_LIBRARY = os.path.dirname(getattr(os, "__file__", os.sep))
+STANDARD_LIBRARY = os.path.dirname(getattr(os, "__file__", os.sep))  # if not frozen
 STANDARD_FOLDERS = (
     STANDARD_LIBRARY,
     os.path.join(STANDARD_LIBRARY, "lib-dynload"),
@@ -178,7 +179,7 @@ def was_executed(spec: "ModuleSpec", namespace: "dict[str, Any]") -> bool:
 
     The *-nspkg.pth files of older namespace packages do the latter. exec() adds
     __builtins__ to a namespace, and import adds _initializing to a spec. If a module
-    replaced itself by another one, as transformers does, that has only the spec.
+    put another one in its own place, as transformers does, the other has only the spec.
     """
     if type(spec.loader) not in (SourceFileLoader, SourcelessFileLoader):
         return True
@@ -186,15 +187,16 @@ def was_executed(spec: "ModuleSpec", namespace: "dict[str, Any]") -> bool:
 
 
 def has_custom_loader(spec: "ModuleSpec") -> bool:
-    """Tell whether the loader is not the one of Python's namespace packages."""
-    return type(spec.loader).__module__ != "_frozen_importlib_external"
+    """Tell whether a module has a loader, and none of those that look in folders."""
+    loader = type(spec.loader)
+    return spec.loader is not None and loader.__module__ != "_frozen_importlib_external"
 
 
 # ---- files -> the libraries that own them -------------------------------------------
 
 METADATA_SUFFIXES = (".dist-info", ".egg-info", "EGG-INFO")
-# How the names of folders end in which a library may lie without RECORD. Elsewhere,
-# what has none is somebody's own source tree.
+# Folders whose names end like this may hold libraries without a RECORD. In any other,
+# metadata without one belong to somebody's own source tree.
 LIBRARY_FOLDERS = ("site-packages", "dist-packages", ".egg")
 READ_LIMIT = 64 << 20  # bytes of a file; no RECORD in use comes near it
 
@@ -203,7 +205,7 @@ def owners(new: "set[str]", earlier: "Iterable[str]" = ()) -> "dict[str, set[str
     """Map libraries to those of the files that they own.
 
     new: files whose owners are looked for, as executed_files() returns them
-    earlier: more files, which are noted if the owner of a new one owns them as well
+    earlier: files of the baseline, which are noted if the owner of a new one owns them
 
     The ways to ask below are tried in turn. The first one that knows a file settles its
     owners, and may name several.
@@ -227,7 +229,7 @@ def owners(new: "set[str]", earlier: "Iterable[str]" = ()) -> "dict[str, set[str
                 files = {file_of[path] for path in paths}
                 found.setdefault(library, set()).update(files)
                 unowned -= files
-    names = {name for name in unowned if os.sep not in name}
+    names = {name for name in unowned if os.sep not in name}  # of modules without file
     for library, owned in answers(ask_packages_distributions, names, names & new):
         found.setdefault(library, set()).update(owned)
     found.pop("", None)  # an editable install, or a library without a valid name
@@ -295,13 +297,13 @@ def make_finders(folders: "set[str]") -> None:
 def listing(path: str, finder: "Any") -> "set[str]":
     """Return the names in a finder's folder, which it has listed for some import.
 
-    If there are libraries, it lists the folder anew if that has changed since: one may
-    have been upgraded. It does so for the next import as well.
+    If there are libraries, the finder lists the folder anew if that has changed since:
+    one may have been upgraded. It does so for the next import as well.
     """
     names: set[str] = finder._path_cache
     suffixes = metadata_suffixes(path)
     if any(name.endswith(suffixes) for name in names):
-        finder.find_spec("any")
+        finder.find_spec("any")  # whatever the name, it looks at the folder's time
     return set(finder._path_cache)
 
 
@@ -402,7 +404,7 @@ class PathEntry:
         """Read the lists of files that dpkg and conda keep of their packages.
 
         Debian leaves out most RECORDs, and conda some. There a library owns what is in
-        the same package as its metadata. In conda's JSON, paths stand in quotes.
+        the same package as its metadata.
         """
         below = self.path.removeprefix(sys.prefix + os.sep).replace(os.sep, "/")
         for lists, begin, folder in (
@@ -412,6 +414,7 @@ class PathEntry:
             if self.without_record and os.path.isdir(lists):
                 for name in os.listdir(lists):
                     if name.startswith(begin) and name.endswith((".list", ".json")):
+                        # One path per line; conda's are strings in JSON.
                         package = text_of(lists + name).replace('"', "\n")
                         yield from self.in_package(package, folder, paths)
 
@@ -450,9 +453,9 @@ class PathEntry:
 def ask_packages_distributions(modules: "Paths", wanted: "Paths") -> "Answers":
     """Ask importlib.metadata, which is slow, who owns modules without a file.
 
-    This is done only if a custom finder of distributions is on sys.meta_path, whose
-    module has loaded importlib.metadata. Finders that look in folders do not count:
-    Python's own, and that of the backport importlib_metadata.
+    This is done only if sys.meta_path has a finder of distributions that does not look
+    in folders, as Python's own and that of the backport importlib_metadata do. Such a
+    finder has loaded importlib.metadata already.
     """
     metadata = sys.modules.get("importlib.metadata")
     if not wanted or metadata is None:
@@ -508,7 +511,7 @@ class Distribution:
     def __init__(self, folder: str, info: str) -> None:
         self.folder = folder
         self.info = info
-        stem = info.removesuffix(".egg-info")
+        stem = info.removesuffix(".egg-info")  # it may stand behind the name at once
         self.short_name = squeezed(stem.partition("-")[0])
 
     def read(self, *names: str) -> bytes:
@@ -698,7 +701,7 @@ def debug(message: str) -> None:
 
 DATAGRAM = 1232  # bytes: the smallest IPv6 MTU, 1280, less the headers of IPv6 and UDP
 PATIENCE = 1.0  # seconds that a name server, or another thread, may hold up a report
-PAUSE = 600.0  # seconds without a look-up of the host after one that took long in vain
+PAUSE = 600.0  # seconds before the host is looked up again, if that took long in vain
 NAME_SERVER_PORT = 53
 
 
@@ -816,10 +819,11 @@ REFUSED = 5
 
 
 def await_name_server(host: str, record_type: bytes) -> None:
-    """Ask name servers what getaddrinfo() will ask, and wait for what it will wait for.
+    """Find out whether getaddrinfo() would wait long for a name server.
 
-    It cannot be interrupted, and takes long if a name server is silent. So this raises
-    OSError if an answer takes more than PATIENCE.
+    It cannot be interrupted. So the name servers are asked what it will ask, in the
+    same order, until it would ask no more. Raises OSError if that takes more than
+    PATIENCE. The answers are not used.
     """
     deadline = time.monotonic() + PATIENCE
     resolv_conf = text_of("/etc/resolv.conf").split("\n")
@@ -838,7 +842,9 @@ def await_name_server(host: str, record_type: bytes) -> None:
 
 
 def is_answered(queries: "Iterable[bytes]", server: str, deadline: float) -> bool:
-    """Ask a name server, and tell whether getaddrinfo() will ask no further one.
+    """Ask a name server, and tell whether getaddrinfo() takes its answer as final.
+
+    If not, it asks the next one.
 
     queries: in the order of getaddrinfo(), which stops at a name that has records
     deadline: on time.monotonic()
@@ -874,8 +880,9 @@ def name_servers(resolv_conf: "Iterable[str]") -> "list[str]":
     found = []
     for line in resolv_conf:
         words = line.split()
-        if line.startswith("nameserver") and is_address(" ".join(words[1:2])):
+        if line.startswith("nameserver") and len(words) > 1 and is_address(words[1]):
             found.append(words[1])
+    # The system takes no more than three, and this machine if there is none.
     return found[:3] or ["127.0.0.1"]
 
 
@@ -915,6 +922,11 @@ def dns_query(number: int, name: str, record_type: bytes) -> bytes:
 
 # ---- the reporter -------------------------------------------------------------------
 
+# In a forked child this module of the standard library moves to the end of sys.modules:
+# what the parent has loaded stands before it then, and what the child loads, behind it.
+LAST_OF_PARENT = "atexit"
+
+
 class Reporter:
     """What one process has loaded, used and sent, and when it reports.
 
@@ -934,18 +946,21 @@ class Reporter:
     def begin_process(self) -> None:
         """Begin for a process in which nothing was used or sent yet."""
         self.lock = allocate_lock()  # held during a report
-        self.is_ending = False  # SIGTERM came during a report, which ends first
+        self.is_ending = False  # SIGTERM came during a report, which then sends it anew
+        self.has_finalizer = False  # it reports at the end of a worker
         self.sent: set[str] = set()  # libraries
         self.no_look_up_before = 0.0  # on time.monotonic()
         self.shell_libraries: set[str] = set()
         self.begin_baseline(None)
-        self.draw = int.from_bytes(os.urandom(6), "big") / 2**48  # from 0 to below 1
+        # From 0 to below 1; the process reports if this is below the sample rate.
+        self.draw = int.from_bytes(os.urandom(6), "big") / 2**48
 
     def begin_baseline(self, files: "set[str] | None") -> None:
         """Make what is loaded now the baseline. What was sent stays sent.
 
         files: those of the modules, or None to find them out later. To look at all
-        modules in a forked child would copy many pages of memory.
+        modules in a forked child would copy many pages of memory, as that changes their
+        reference counts.
         """
         self.mark = modules_mark()  # at the last report, or at the begin
         self.baseline = files
@@ -966,10 +981,13 @@ class Reporter:
             self.begin_baseline(executed_files(modules_between("", ends)))
             self.arrange_reports()
         elif is_new_session and self.baseline is not None:  # it is None after a fork
+            # Between "import IPython" and a start stand a person's own imports.
             imported = modules_between("IPython", ["IPython"])
             begun = modules_between(("ipykernel", "IPython.terminal.ipapp"), ends)
             self.baseline |= executed_files({**imported, **begun})
         if is_new_session:
+            if ends:
+                self.mark = (0, None)  # so that extensions are reported after a cell
             self.shell = shell
             shell.events.register("post_execute", self.report_after_cell)
 
@@ -1007,8 +1025,9 @@ class Reporter:
         if not lock.acquire(timeout=PATIENCE):
             debug("nothing sent: another report is being made")
             return []
+        sent_before = set(self.sent)
         try:
-            return self.send_new()
+            self.send_new()
         except (OSError, ValueError) as error:
             debug(f"nothing sent: {error}")
         except Exception as error:
@@ -1018,10 +1037,10 @@ class Reporter:
             if self.is_ending:
                 self.is_ending = False
                 kill(getpid(), _signal.SIGTERM)  # it wakes the main thread
-        return []
+        return sorted(self.sent - sent_before)
 
-    def send_new(self) -> "list[str]":
-        """Send the libraries that were not sent yet, and return them.
+    def send_new(self) -> None:
+        """Send the libraries that were not sent yet.
 
         Raises ValueError if there is nothing to send, OSError if it cannot be sent.
         """
@@ -1051,7 +1070,6 @@ class Reporter:
         if time.monotonic() < self.no_look_up_before:
             raise OSError("to look the host up took long a while ago, in vain")
         self.send_lines(library_of, host, port)
-        return list(library_of.values())
 
     def send_lines(
         self, library_of: "Mapping[bytes, str]", host: str, port: int
@@ -1095,12 +1113,12 @@ class Reporter:
     def begin_in_child(self) -> None:
         """Begin anew after a fork: what the parent has loaded is the parent's."""
         try:
-            sys.modules[FORK_MARK] = sys.modules.pop(FORK_MARK, atexit)
+            sys.modules[LAST_OF_PARENT] = sys.modules.pop(LAST_OF_PARENT, atexit)
             self.begin_process()
             self.report_when_workers_end()
-            if "multiprocessing.process" in sys.modules:
+            if "multiprocessing.process" in sys.modules:  # multiprocess loads it, too
                 self.leave_sigterm()
-        except Exception as error:
+        except BaseException as error:  # Python would only print it, Ctrl-C too
             debug(f"not set up in a child: {error!r}")
         finally:
             self.release_sigterm()
@@ -1113,7 +1131,9 @@ class Reporter:
         """
 
         def make_finalizer(module: "Any") -> None:
-            module.Finalize(None, self.report_at_exit, exitpriority=-100)
+            if not self.has_finalizer:
+                self.has_finalizer = True
+                module.Finalize(None, self.report_at_exit, exitpriority=-100)
 
         for name in ("multiprocessing.util", "multiprocess.util"):
             util: Any = sys.modules.get(name)
@@ -1164,7 +1184,7 @@ class Reporter:
     def report_at_sigterm(self, number: int, frame: object) -> None:
         """Report, and end by the signal all the same.
 
-        If a handler of the program's own calls this one, that decides how to end.
+        If a handler of the program's own calls this one, its own decides how to end.
         """
         # Set this before looking at the lock: a report under way looks at it after
         # releasing the lock, and then sends the signal anew.
@@ -1183,11 +1203,6 @@ class Reporter:
             debug(f"cannot change what SIGTERM does: {error}")
 
 
-# After a fork this module of the standard library moves to the end of sys.modules. What
-# the parent has loaded stands before it then, and what the child loads behind it.
-FORK_MARK = "atexit"
-
-
 def modules_mark() -> "tuple[int, object]":
     """Return what changes when a module is loaded: the number and the newest name."""
     return len(sys.modules), next(reversed(sys.modules), None)
@@ -1200,7 +1215,7 @@ def loaded_before_fork() -> "dict[Any, object]":
     """
     modules: dict[Any, object] = {}
     for name, module in dict(sys.modules).items():
-        if name is FORK_MARK:
+        if name is LAST_OF_PARENT:
             break
         if not was_lazy(module):
             modules[name] = module
@@ -1208,9 +1223,9 @@ def loaded_before_fork() -> "dict[Any, object]":
 
 
 def was_lazy(module: object) -> bool:
-    """Tell whether a module was loaded by LazyLoader, which leaves a mark in its spec.
+    """Tell whether a module was loaded by LazyLoader, which keeps notes in its spec.
 
-    When it was executed is not known.
+    Whether it was executed, and when, is not known.
     """
     spec = namespace_of(module).get("__spec__")
     return type(spec) is ModuleSpec and type(spec.loader_state) is dict
@@ -1220,32 +1235,26 @@ def register_unseen(function: "Callable[[], None]") -> None:
     """Register a function to be called at exit, unseen by debuggers and coverage.
 
     A debugger would stop in it otherwise, and coverage warns if its trace function is
-    not given back. At exit these steps are taken:
-
-    1. Debuggers that use sys.monitoring are told of no more events.
-    2. The trace function is kept, if there is one.
-    3. It is taken away.
-    4. The function is called.
-    5. The trace function is given back.
-
-    A function in Python would be traced, so all but the fourth step are in C: map() and
-    filter() are lazy, and extend() runs them at exit.
+    not given back. A function in Python would be traced, so the steps around this one
+    are in C: map() and filter() do nothing until extend() takes what they yield.
     """
-    kept: list[Any] = []
+    kept: list[Any] = []  # the trace function, if there is one
     ignored: list[object] = []
-    found = map(sys.call_tracing, [sys.gettrace], [()])  # this merely calls gettrace()
+    # map() must pass something to the function that it calls. gettrace() takes nothing,
+    # but call_tracing(gettrace, ()) merely calls it.
+    found = map(sys.call_tracing, [sys.gettrace], [()])
     none_for_each: Any = map([].append, kept)  # append() returns None
     steps: list[tuple[Any, ...]] = [
-        (kept.extend, filter(None, found)),
-        (ignored.extend, map(sys.settrace, none_for_each)),
+        (kept.extend, filter(None, found)),  # keep the trace function,
+        (ignored.extend, map(sys.settrace, none_for_each)),  # take it away,
         (function,),
-        (ignored.extend, map(sys.settrace, kept)),
+        (ignored.extend, map(sys.settrace, kept)),  # and give it back
     ]
     monitoring = getattr(sys, "monitoring", None)
     if monitoring is not None:
         debuggers = filter(monitoring.get_tool, [monitoring.DEBUGGER_ID])
         mute = (ignored.extend, map(monitoring.set_events, debuggers, [0]))
-        steps.insert(0, mute)
+        steps.insert(0, mute)  # debuggers that use it are told of no more events
     for step in reversed(steps):  # for atexit takes the last one first
         atexit.register(*step)
 
@@ -1260,10 +1269,10 @@ def ipython_shell() -> "Any":
 
 
 def last_before_extensions(shell: "Any") -> "list[str]":
-    """Return the modules that IPython has loaded before a person's extensions.
+    """Return names of modules that IPython loads before the extensions in its settings.
 
-    That is before those in its settings; none are returned if there are none of these.
-    IPython loads them before it runs start-up files.
+    The last one of them ends what the session has loaded by itself. Without a person's
+    extensions none are returned: all was loaded by the session.
     """
     manager = getattr(shell, "extension_manager", None)
     for extension in getattr(manager, "loaded", ()):
@@ -1277,8 +1286,9 @@ def modules_between(
 ) -> "dict[Any, object]":
     """Return the modules from the first whose name begins like this to the last end.
 
-    A module stands behind those that it imports, as import puts it into sys.modules
-    anew when it is done. Without ends, all up to the newest are returned.
+    An empty begin means the first of all, and no ends mean the newest of all. A module
+    stands behind those that it imports, as import puts it into sys.modules anew when it
+    is done.
     """
     loaded = dict(sys.modules)
     names = list(loaded)
@@ -1314,8 +1324,9 @@ def required_by_shell(files: "Iterable[str]") -> "set[str]":
 
 
 # One process, one reporter: Spyder and Streamlit import the module again, others reload
-# it, but sys stays. Then the last copy's code goes on with the first one's state. So an
-# attribute must keep its meaning from one version to the next.
+# it, but sys stays. Then the last copy's methods go on with the first one's state. So
+# an attribute must keep its meaning from one version to the next, and a new one may be
+# missing.
 _reporter: Reporter = vars(sys).setdefault("_popcon_reporter", Reporter())
 _reporter.__class__ = Reporter
 
@@ -1334,7 +1345,10 @@ def setup_reporter() -> None:
 
 
 def used_libraries() -> "set[str]":
-    """Return the libraries used since setup_reporter(), or without it, all."""
+    """Return the libraries used, sent or not, since setup_reporter() or the last fork.
+
+    Without a set-up these are all that are loaded.
+    """
     _reporter.update()
     return set(_reporter.used)
 
