@@ -79,9 +79,10 @@ MODULE_NAMESPACE = vars(ModuleType)["__dict__"]
 CLASS_NAMESPACE = vars(type)["__dict__"]
 FunctionType = type(lambda: None)
 
-# Top-level names that belong to no library: the standard library's, and those of the
-# modules in which administrators and users tell Python what to run at its start.
-NO_LIBRARIES = sys.stdlib_module_names | {"sitecustomize", "usercustomize"}
+# Top-level names that say nothing about a library: the standard library's, and those of
+# modules that Python runs at its start. The last one is setuptools', in each process.
+START_UP = {"sitecustomize", "usercustomize", "_distutils_hack"}
+NO_LIBRARIES = sys.stdlib_module_names | START_UP
 # These folders hold the standard modules with other names, such as _sysconfigdata_*.
 STANDARD_LIBRARY = os.path.dirname(getattr(os, "__file__", os.sep))  # if not frozen
 STANDARD_FOLDERS = (
@@ -412,35 +413,38 @@ class PathEntry:
             (f"{sys.prefix}/conda-meta/", "", below),
         ):
             if self.without_record and os.path.isdir(lists):
+                full_paths = {f"{folder}/{path}" for path in paths}
                 for name in os.listdir(lists):
                     if name.startswith(begin) and name.endswith((".list", ".json")):
                         # One path per line; conda's are strings in JSON.
-                        package = text_of(lists + name).replace('"', "\n")
-                        yield from self.in_package(package, folder, paths)
+                        text = text_of(lists + name).replace('"', "\n")
+                        lines = set(text.split("\n"))
+                        listed = lines.intersection(full_paths)
+                        if listed:
+                            yield from self.in_package(lines, folder, listed)
 
-    def in_package(self, package: str, folder: str, paths: "Paths") -> "Answers":
-        """Yield the libraries in a package, a list with one path per line."""
+    def in_package(
+        self, lines: "set[str]", folder: str, listed: "set[str]"
+    ) -> "Answers":
+        """Yield the libraries whose metadata are in a package, with paths in it."""
+        start = f"{folder}/"
+        infos = {line.removeprefix(start).partition("/")[0] for line in lines}
         for distribution in self.without_record:
-            if f"\n{folder}/{distribution.info}" in package:
-                listed = []
-                for path in paths:
-                    if f"\n{folder}/{path}\n" in package:
-                        listed.append(path)
-                if listed:
-                    yield distribution.name(), listed
+            if distribution.info in infos:
+                yield distribution.name(), {path.removeprefix(start) for path in listed}
 
     def ask_names(self, paths: "Paths", wanted: "Paths") -> "Answers":
         """Look at top-level names alone, for libraries without any list of files."""
-        top_names = {}
+        libraries_of: dict[str, list[str]] = {}
         for distribution in self.without_record:
             library = distribution.name()
             text = decoded(distribution.read("top_level.txt"))
             guess = [library.partition("-")[0], library.replace("-", "_")]
-            top_names[library] = text.split() or guess
+            for top in text.split() or guess:
+                libraries_of.setdefault(top.lower(), []).append(library)
         for path in paths:
             stem = path.partition(".")[0]
-            top = stem.partition("/")[0]
-            able = [library for library in top_names if top in top_names[library]]
+            able = libraries_of.get(stem.partition("/")[0].lower(), [])
             # Many may share a top-level package. Then google-auth owns google/auth.
             name = squeezed(stem.replace("/", ""))
             exact = [library for library in able if squeezed(library) in name]
@@ -1277,7 +1281,8 @@ def last_before_extensions(shell: "Any") -> "list[str]":
     manager = getattr(shell, "extension_manager", None)
     for extension in getattr(manager, "loaded", ()):
         if not extension.startswith("IPython."):
-            return ["IPython", type(shell).__module__]
+            # The shell loads the second one when it is made.
+            return [type(shell).__module__, "IPython.core.completerlib"]
     return []
 
 

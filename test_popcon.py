@@ -1225,8 +1225,17 @@ class TestMetadata(Case):
     def test_what_python_runs_at_its_start_is_of_no_library(self) -> None:
         module = types.ModuleType("sitecustomize")
         module.__file__ = str(self.site / "sitecustomize.py")
-        files = popcon.executed_files({"sitecustomize": module, "usercustomize": module})
+        names = ("sitecustomize", "usercustomize", "_distutils_hack.override")
+        files = popcon.executed_files(dict.fromkeys(names, module))
         self.assertEqual(files, set())
+
+    def test_setuptools_counts_though_python_runs_a_part_of_it_at_its_start(self) -> None:
+        hack = "def add_shim(): pass\n"  # the real one is called by a .pth file
+        files = ("_distutils_hack/__init__.py", "setuptools.py")
+        self.install("setuptools", *files, source=hack)
+        start = "import _distutils_hack"
+        self.assert_used("import setuptools", "setuptools", before=start)
+        self.assert_used(start)
 
     def test_no_record_is_read_for_what_was_loaded_before(self) -> None:
         self.install_various()
@@ -1488,6 +1497,10 @@ class TestWithoutRecord(Case):
         self.assert_owned("typing_extensions.py", "typing-extensions")
         self.assert_owned("rich_private.py")
 
+    def test_without_top_levels_a_module_may_have_capital_letters(self) -> None:
+        self.install_without_record("Cython")
+        self.assert_owned("Cython/__init__.py", "cython")
+
     def test_more_of_a_library_that_was_loaded_before_does_not_count(self) -> None:
         self.install_without_record("pack")
         modules = ["a", "b", "c", "d", "e", "f", "g"]
@@ -1619,6 +1632,20 @@ sys.prefix = {!r}
         ended = self.run_with_popcon("import gamma", **DEBUG)
         self.assertEqual(ended.names, ["gamma"])
         self.assertRegex(ended.err, r"\Apopcon: sent .*\n\Z")
+
+    def test_metadata_are_sought_in_lists_alone_that_have_a_new_module(self) -> None:
+        self.install_conda_packages()
+        code = self.sorted_listing() + """
+import bs4like
+import popcon
+in_package = popcon.PathEntry.in_package
+def told(self, lines, folder, listed):
+    print(sorted(listed)[0].rpartition("/")[2])
+    return in_package(self, lines, folder, listed)
+popcon.PathEntry.in_package = told
+"""
+        printed = f"{self.READ_BOTH}__init__.py\n"
+        self.assert_used_in_conda(code, "soup-four", printed=printed)
 
     def test_condas_lists_are_asked_before_names(self) -> None:
         self.install_conda_packages()
@@ -3456,6 +3483,14 @@ def load_ipython_extension(shell):
         code += "import popcon; popcon.setup_reporter()"
         ended = self.run_session(code)
         self.assertEqual(ended, ([], "", "", 0))
+
+    def test_what_a_shell_loads_when_it_is_made_does_not_count(self) -> None:
+        self.install_extension()
+        self.write(self.site / "IPython" / "core", {"completerlib.py": "import beta"})
+        code = self.START + "import IPython.core.completerlib\n" + self.LOAD_EXTENSION
+        code += "import popcon; popcon.setup_reporter()"
+        ended = self.run_session(code)
+        self.assertEqual(ended, (["chosen"], "", "", 0))
 
     def test_what_is_loaded_after_an_extension_counts(self) -> None:
         self.install_extension()
