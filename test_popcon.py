@@ -754,6 +754,11 @@ spec.loader.exec_module(sleepy)
             """
         self.assert_used(code)
 
+    def test_a_stub_with_a_spec_was_not_made_by_a_loader(self) -> None:
+        spec = importlib.machinery.ModuleSpec("alpha", None)
+        stub = importlib.util.module_from_spec(spec)
+        self.assertEqual(popcon.executed_files({"alpha": stub}), set())
+
     def test_a_function_in_the_place_of_a_library_does_not_count(self) -> None:
         self.assert_used("sys.modules['alpha'] = lambda: 0; import beta", "beta")
 
@@ -1500,6 +1505,10 @@ class TestWithoutRecord(Case):
     def test_without_top_levels_a_module_may_have_capital_letters(self) -> None:
         self.install_without_record("Cython")
         self.assert_owned("Cython/__init__.py", "cython")
+
+    def test_top_levels_may_have_capital_letters(self) -> None:
+        self.install_without_record("python-pillow", "PIL\n")
+        self.assert_owned("PIL/__init__.py", "python-pillow")
 
     def test_more_of_a_library_that_was_loaded_before_does_not_count(self) -> None:
         self.install_without_record("pack")
@@ -3067,6 +3076,21 @@ popcon.executed_files = popcon.setting = cry_out
         told = self.run_program(code, **DEBUG).err
         self.assertRegex(told, r"\Apopcon: not set up in a child: TypeError\(.*\n")
 
+    def test_ctrl_c_in_a_child_that_begins_is_not_shown(self) -> None:
+        code = """
+            import popcon; popcon.setup_reporter()
+            import alpha, os, signal
+            def interrupted():
+                signal.raise_signal(signal.SIGINT)
+            popcon.modules_mark = interrupted
+            if not os.fork():
+                os._exit(0)
+            print(os.wait()[1])
+            del popcon.modules_mark
+            """
+        ended = self.run_program(code)
+        self.assertEqual((ended.out, ended.err, ended.status), ("0\n", "", 0))
+
     FORK_AFTER_REPORTS = """
 import popcon; popcon.setup_reporter()
 import os, sys
@@ -3483,6 +3507,14 @@ def load_ipython_extension(shell):
         code += "import popcon; popcon.setup_reporter()"
         ended = self.run_session(code)
         self.assertEqual(ended, ([], "", "", 0))
+
+    def test_what_ipython_can_do_without_does_not_count_before_extensions(self) -> None:
+        self.install_extension()
+        self.write(self.site / "IPython", {"__init__.py": "import IPython.core, beta"})
+        code = self.START + self.LOAD_EXTENSION
+        code += "import popcon; popcon.setup_reporter()"
+        ended = self.run_session(code)
+        self.assertEqual(ended, (["chosen"], "", "", 0))
 
     def test_what_a_shell_loads_when_it_is_made_does_not_count(self) -> None:
         self.install_extension()
@@ -4069,7 +4101,7 @@ class TestNameServers(Case):
         self.assert_not_left_to_getaddrinfo()
 
     def test_resolv_conf_may_have_tabs_and_remarks(self) -> None:
-        text = "# ours\nnameserver\t127.0.0.1 # ours\nnameserver ::1\n"
+        text = "# ours\nnameserver\nnameserver\t127.0.0.1 # ours\nnameserver ::1\n"
         self.assert_not_left_to_getaddrinfo(resolv_conf=text)
 
     def test_without_a_name_server_it_is_this_machine(self) -> None:
