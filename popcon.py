@@ -138,11 +138,10 @@ def executed_file(name: str, module: object) -> "str | None":
             return name
     elif name in ("__main__", "__mp_main__"):
         return None  # a script is a person's own; what "python -m" runs has a spec
-    elif file is None and "." not in name and is_defined_in(name, module):
-        # The module has replaced itself in sys.modules by another object, as sh does.
-        # What somebody else puts there, such as a test's stub, is defined elsewhere.
-        found = PathFinder.find_spec(name)
-        file = found and found.origin
+    elif file is None and "." not in name:
+        # Perhaps the module has put another object in its own place, as sh does. What
+        # somebody else puts there, such as a test's stub, is defined elsewhere.
+        file = namespace_behind(name, module).get("__file__")
     if type(file) is not str or os.sep not in file:
         return None  # "<string>", for instance
     os.fsencode(file)  # raises UnicodeEncodeError
@@ -161,18 +160,28 @@ def namespace_of(module: object) -> "dict[str, Any]":
     return MODULE_NAMESPACE.__get__(module) or {}
 
 
-def is_defined_in(name: str, item: "Any") -> bool:
-    """Tell whether a module defines a function, a class, or the class of an object.
+def namespace_behind(name: str, item: "Any") -> "dict[str, Any]":
+    """Return the namespace of the module that defines an object.
 
-    Runs no code of it.
+    name: of that module; if another one defines the object, the namespace is empty
+    item: a function, or a class, or an object whose class has functions of its own
+
+    Runs no code of the object.
     """
-    if type(item) is FunctionType:
-        module = item.__module__
-    else:
+    functions: Iterable[Any] = [item]
+    if type(item) is not FunctionType:
         if not issubclass(type(item), type):
             item = type(item)
-        module = CLASS_NAMESPACE.__get__(item).get("__module__")
-    return type(module) is str and module == name
+        functions = CLASS_NAMESPACE.__get__(item).values()
+    for function in functions:
+        if type(function) in (classmethod, staticmethod):
+            function = function.__func__
+        if type(function) is FunctionType:
+            namespace: dict[str, Any] = function.__globals__
+            found = namespace.get("__name__")
+            if type(found) is str and found == name:
+                return namespace
+    return {}
 
 
 def was_executed(spec: "ModuleSpec", namespace: "dict[str, Any]") -> bool:
@@ -260,8 +269,7 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
         while folder and folder not in above:
             above.add(folder)
             folder = folder.rpartition(os.sep)[0]
-    make_finders(above)
-    entries = []
+    listings: dict[str, set[str]] = {}
     finders: dict[str, Any] = dict(sys.path_importer_cache)
     for name, finder in finders.items():
         if not issubclass(type(finder), FileFinder):
@@ -270,42 +278,30 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
             # The path in full, if it is relative on sys.path.
             path = finder.path.rstrip(os.sep)
             if path in above:
-                entry = PathEntry(path, listing(path, finder))
-                if entry.unread:
-                    entries.append(entry)
+                listings[path] = listing(path, finder)
         except Exception as error:
             debug(f"cannot tell what is installed in {name}: {error!r}")
-    return sorted(entries, key=lambda entry: len(entry.path))
-
-
-def make_finders(folders: "set[str]") -> None:
-    """Let Python make finders for those folders on sys.path that have none any more.
-
-    That is so if somebody has emptied sys.path_importer_cache, and for relative ones
-    after importlib.invalidate_caches(). The next import would make them anew as well.
-    """
-    for path in tuple(sys.path or ()):
-        try:
-            path = path or os.getcwd()  # as Python reads it
-            is_relative = not os.path.isabs(path)
-            is_needed = is_relative or path.rstrip(os.sep) in folders
-            if is_needed and path not in sys.path_importer_cache:
-                PathFinder.find_spec("any", [path])
-        except Exception as error:
-            debug(f"cannot make a finder for {path} of sys.path: {error!r}")
+    for path in above.difference(listings):
+        # Somebody may have emptied that cache.
+        if path.endswith(LIBRARY_FOLDERS) and os.path.isdir(path):
+            listings[path] = set(os.listdir(path))
+    entries = [PathEntry(path, names) for path, names in listings.items()]
+    with_libraries = filter(lambda entry: entry.unread, entries)
+    return sorted(with_libraries, key=lambda entry: len(entry.path))
 
 
 def listing(path: str, finder: "Any") -> "set[str]":
     """Return the names in a finder's folder, which it has listed for some import.
 
-    If there are libraries, the finder lists the folder anew if that has changed since:
-    one may have been upgraded. It does so for the next import as well.
+    If there are libraries, and the folder has changed since, it is listed anew: one may
+    have been upgraded. The finder is left as it is: it would rely on what was listed.
     """
-    names: set[str] = finder._path_cache
+    names = set(finder._path_cache)
     suffixes = metadata_suffixes(path)
-    if any(name.endswith(suffixes) for name in names):
-        finder.find_spec("any")  # whatever the name, it looks at the folder's time
-    return set(finder._path_cache)
+    has_libraries = any(name.endswith(suffixes) for name in names)
+    if has_libraries and os.stat(path).st_mtime != finder._path_mtime:
+        return set(os.listdir(path))
+    return names
 
 
 def metadata_suffixes(folder: str) -> "tuple[str, ...]":
@@ -805,8 +801,8 @@ def standard_socket() -> "Any":
     if "_socket" not in sys.modules:
         spec: Any = BuiltinImporter.find_spec("_socket")
         # With PYTHONHOME, it may lie in a folder that only sys.path names.
-        folders = STANDARD_FOLDERS + tuple(sys.path)
-        spec = spec or PathFinder.find_spec("_socket", folders)
+        folders = [path for path in sys.path if str(path).endswith("lib-dynload")]
+        spec = spec or PathFinder.find_spec("_socket", [*STANDARD_FOLDERS, *folders])
         module = module_from_spec(spec)
         spec.loader.exec_module(module)
         sys.modules["_socket"] = module

@@ -901,27 +901,51 @@ OddNamespace = type("OddNamespace", (), {"__dict__": property(execute)})
             """
         self.assert_used(code, "alpha")
 
-    def test_a_cache_without_the_current_folder_does_no_harm(self) -> None:
+    def check_that_imports_find_what_comes_later(self, code: str) -> None:
+        """Check that an import finds what was written after a report.
+
+        code: has put a folder on sys.path that is not there yet, or is another one
+        """
+        begin = f"""
+import os
+os.chdir({str(self.own)!r})
+"""
+        end = """
+popcon.report()
+os.makedirs("later/src")
+open("later/src/fresh.py", "w").close()
+os.chdir("later")
+import fresh
+"""
+        code = "import sys, beta, behind\n" + begin + textwrap.dedent(code) + end
+        self.assert_sends(code, "beta")
+
+    def test_a_folder_that_is_made_after_a_report_can_be_imported_from(self) -> None:
+        self.write(self.own, {"behind.py": self.REPLACES_ITSELF})
+        self.check_that_imports_find_what_comes_later('sys.path.insert(0, "src")')
+
+    def test_a_relative_folder_is_another_one_after_a_change_of_folder(self) -> None:
+        self.write(self.own, {"behind.py": self.REPLACES_ITSELF})
+        self.write(self.own / "src", {"fresh.py": "sys.exit('the wrong one')"})
+        self.check_that_imports_find_what_comes_later('sys.path.append("src")')
+
+    REPLACES_ITSELF = """
+import sys
+class Self:
+    pass
+sys.modules[__name__] = Self()
+"""
+
+    def test_a_report_lists_no_folder_that_was_not_searched(self) -> None:
         code = f"""
-            import os
-            os.chdir({str(self.site)!r})
-            sys.path[:] = ["", *sys.path[1:]]
-            sys.path.remove({str(self.site)!r})
             import alpha
-            sys.path_importer_cache.clear()
+            def tell(event, arguments):
+                if event == "os.listdir":
+                    print(arguments)
+            sys.addaudithook(tell)
+            sys.path += ["..", {str(self.folder)!r}, {str(self.folder / "lib")!r}]
             """
         self.assert_used(code, "alpha")
-
-    def test_a_library_of_a_relative_folder_counts_when_caches_are_invalid(self) -> None:
-        self.install("near", "near.py", folder=self.own / "lib")
-        code = f"""
-            import importlib, os
-            os.chdir({str(self.own)!r})
-            sys.path.append("lib")
-            import near
-            importlib.invalidate_caches()
-            """
-        self.assert_used(code, "near")
 
     def test_a_package_that_was_only_looked_through_is_not_listed(self) -> None:
         self.write(self.own / "plug", {"__init__.py": "", "part.py": ""})
