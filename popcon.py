@@ -283,8 +283,11 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
             debug(f"cannot tell what is installed in {name}: {error!r}")
     for path in above.difference(listings):
         # Somebody may have emptied that cache.
-        if path.endswith(LIBRARY_FOLDERS) and os.path.isdir(path):
-            listings[path] = set(os.listdir(path))
+        if path.endswith(LIBRARY_FOLDERS):
+            try:
+                listings[path] = set(os.listdir(path))
+            except OSError as error:
+                debug(f"cannot tell what is installed: {error}")
     entries = [PathEntry(path, names) for path, names in listings.items()]
     with_libraries = filter(lambda entry: entry.unread, entries)
     return sorted(with_libraries, key=lambda entry: len(entry.path))

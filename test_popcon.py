@@ -892,6 +892,14 @@ OddNamespace = type("OddNamespace", (), {"__dict__": property(execute)})
         code = "import alpha; sys.path_importer_cache.clear()"
         self.assert_used(code, "alpha")
 
+    def test_a_library_folder_that_is_gone_does_no_harm(self) -> None:
+        code = """
+            import alpha, types
+            odd = sys.modules["odd"] = types.ModuleType("odd")
+            odd.__file__ = "/nowhere/site-packages/odd.py"
+            """
+        self.assert_used(code, "alpha")
+
     def test_a_cache_without_a_folder_that_ends_with_a_slash_does_no_harm(self) -> None:
         code = f"""
             import alpha
