@@ -768,11 +768,11 @@ spec.loader.exec_module(sleepy)
                 def __eq__(self, other):
                     sys.exit("executed")
                 __hash__ = str.__hash__
-            class Stub:
-                __module__ = Odd("alpha")
+            namespace = {"__name__": Odd("alpha")}
+            exec("def function(): pass", namespace)
             class Lazy:
-                __module__ = property(lambda self: sys.exit("executed"))
-            sys.modules["alpha"] = Stub()
+                __dict__ = __module__ = property(lambda self: sys.exit("executed"))
+            sys.modules["alpha"] = namespace["function"]
             sys.modules["beta"] = Lazy()
             """
         self.assert_used(code)
