@@ -720,6 +720,19 @@ spec.loader.exec_module(sleepy)
             """
         self.check_module_that_replaces_itself(by)
 
+    def test_a_module_counts_whose_decorators_are_of_another_module(self) -> None:
+        by = """
+            import contextlib
+            class Self:
+                @contextlib.contextmanager
+                def decorated(self):
+                    yield
+                def function(self):
+                    pass
+            item = Self()
+            """
+        self.check_module_that_replaces_itself(by)
+
     def test_a_module_counts_that_replaces_itself_by_a_dict(self) -> None:
         by = """
             class Self(dict):
