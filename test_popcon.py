@@ -3106,34 +3106,31 @@ popcon.executed_files = popcon.setting = cry_out
             """
         self.assertEqual(self.count(code), {"beta": 1})
 
-    def test_a_child_in_which_popcon_fails_is_not_disturbed(self) -> None:
-        code = """
+    def run_with_child_that_fails(self, failure: str, **options: Any) -> Ended:
+        """Run a program, and a child in which popcon fails as soon as it begins.
+
+        failure: what stands in the place of a function that popcon calls then
+        """
+        code = f"""
             import popcon; popcon.setup_reporter()
-            import alpha, os, sys
-            popcon.modules_mark = None
+            import alpha, os, signal
+            popcon.modules_mark = {failure}
             if not os.fork():
                 os._exit(0)
             print(os.wait()[1])
             del popcon.modules_mark
             """
-        ended = self.run_program(code)
+        return self.run_program(code, **options)
+
+    def test_a_child_in_which_popcon_fails_is_not_disturbed(self) -> None:
+        ended = self.run_with_child_that_fails("None")
         self.assertEqual((ended.out, ended.err, ended.status), ("0\n", "", 0))
-        told = self.run_program(code, **DEBUG).err
+        told = self.run_with_child_that_fails("None", **DEBUG).err
         self.assertRegex(told, r"\Apopcon: not set up in a child: TypeError\(.*\n")
 
     def test_ctrl_c_in_a_child_that_begins_is_not_shown(self) -> None:
-        code = """
-            import popcon; popcon.setup_reporter()
-            import alpha, os, signal
-            def interrupted():
-                signal.raise_signal(signal.SIGINT)
-            popcon.modules_mark = interrupted
-            if not os.fork():
-                os._exit(0)
-            print(os.wait()[1])
-            del popcon.modules_mark
-            """
-        ended = self.run_program(code)
+        interrupted = "lambda: signal.raise_signal(signal.SIGINT)"
+        ended = self.run_with_child_that_fails(interrupted)
         self.assertEqual((ended.out, ended.err, ended.status), ("0\n", "", 0))
 
     FORK_AFTER_REPORTS = """
