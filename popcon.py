@@ -974,11 +974,16 @@ class Reporter:
         """Take the baseline, and arrange for reports, at the first call.
 
         A later one does something only if an IPython session has begun since: what that
-        loaded by itself becomes baseline as well.
+        loaded by itself becomes baseline as well. What it loaded because a person wants
+        it counts, even before the first call: extensions and matplotlib, if IPython's
+        settings name them, and what start-up files import.
         """
         shell = ipython_shell()
         is_new_session = shell is not None and shell is not self.shell
-        ends = last_before_extensions(shell)
+        ends = []
+        if shell is not None:
+            # The shell loads the second one when it is made.
+            ends = [type(shell).__module__, "IPython.core.completerlib"]
         if not self.is_set_up:
             self.is_set_up = True
             self.begin_baseline(executed_files(modules_between("", ends)))
@@ -989,8 +994,7 @@ class Reporter:
             begun = modules_between(("ipykernel", "IPython.terminal.ipapp"), ends)
             self.baseline |= executed_files({**imported, **begun})
         if is_new_session:
-            if ends:
-                self.mark = (0, None)  # so that extensions are reported after a cell
+            self.mark = (0, None)  # the first cell is followed by a report in any case
             self.shell = shell
             shell.events.register("post_execute", self.report_after_cell)
 
@@ -1271,20 +1275,6 @@ def ipython_shell() -> "Any":
     return shell_class.instance()
 
 
-def last_before_extensions(shell: "Any") -> "list[str]":
-    """Return names of modules that IPython loads before the extensions in its settings.
-
-    The last one of them ends what the session has loaded by itself. Without a person's
-    extensions none are returned: all was loaded by the session.
-    """
-    manager = getattr(shell, "extension_manager", None)
-    for extension in getattr(manager, "loaded", ()):
-        if not extension.startswith("IPython."):
-            # The shell loads the second one when it is made.
-            return [type(shell).__module__, "IPython.core.completerlib"]
-    return []
-
-
 def modules_between(
     begin: "str | tuple[str, ...]", ends: "list[str]"
 ) -> "dict[Any, object]":
@@ -1293,6 +1283,9 @@ def modules_between(
     An empty begin means the first of all, and no ends mean the newest of all. A module
     stands behind those that it imports, as import puts it into sys.modules anew when it
     is done.
+
+    With ends, matplotlib ends them, too: if IPython's settings name it, IPython loads it
+    before it makes the shell.
     """
     loaded = dict(sys.modules)
     names = list(loaded)
@@ -1300,6 +1293,8 @@ def modules_between(
         del names[-1]
     modules: dict[Any, object] = {}
     for name in names:
+        if ends and str(name).startswith("matplotlib."):
+            break
         if modules or str(name).startswith(begin):
             modules[name] = loaded[name]
     return modules
@@ -1823,17 +1818,18 @@ except Exception:
 del _popcon
 """
 
-# What Python runs at the start of each process. The popcon.py beside this .pth file is
-# meant, not a person's own on PYTHONPATH. Another module of that name can be imported
-# afterwards, too. Only a line that begins with import is run, and only exec() lets one
-# line be silent if popcon.py cannot be read. From Python 3.18 on .start files (PEP 829)
-# are read instead, which allow neither.
+# What Python runs at the start of each process, in a virtual environment twice. The
+# popcon.py beside this .pth file is meant, not a person's own on PYTHONPATH. Another
+# module of that name can be imported afterwards, too. Only a line that begins with
+# import is run, and only exec() lets one line be silent if popcon.py cannot be read.
+# From Python 3.18 on .start files (PEP 829) are read instead, which allow neither.
 PROCESS = """\
 try:
-    from _frozen_importlib_external import PathFinder
-    from os.path import exists
-    if exists(PathFinder.find_spec("popcon").origin[:-2] + "pth"):
-        import popcon; popcon.setup_reporter(); del sys.modules["popcon"]
+    if not hasattr(sys, "_popcon_reporter"):
+        from _frozen_importlib_external import PathFinder
+        from os.path import exists
+        if exists(PathFinder.find_spec("popcon").origin[:-2] + "pth"):
+            import popcon; popcon.setup_reporter(); del sys.modules["popcon"]
 except Exception:
     pass
 """

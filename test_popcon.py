@@ -3362,20 +3362,11 @@ class Events:
     def register(self, event, function):
         self.callbacks[event].append(function)
 
-class ExtensionManager:
-    def __init__(self):
-        self.loaded = set()
-
-    def load_extension(self, name):
-        __import__(name).load_ipython_extension(InteractiveShell._instance)
-        self.loaded.add(name)
-
 class InteractiveShell:
     _instance = None
 
     def __init__(self):
         self.events = Events()
-        self.extension_manager = ExtensionManager()
 
     @classmethod
     def initialized(cls):
@@ -3396,10 +3387,9 @@ class InteractiveShell:
 import IPython.terminal.ipapp
 """
     END = """
-import IPython.extensions.storemagic
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell._instance = InteractiveShell()
-shell.extension_manager.loaded.add("IPython.extensions.storemagic")
+import IPython.core.completerlib
 """
     START = BEGIN + END
     REQUIRES = """Name: ipython
@@ -3413,9 +3403,8 @@ Requires-Dist: optional; extra == "doc"
         files = [
             "IPython/__init__.py",
             "IPython/core/__init__.py",
+            "IPython/core/completerlib.py",
             "IPython/core/interactiveshell.py",
-            "IPython/extensions/__init__.py",
-            "IPython/extensions/storemagic.py",
             "IPython/terminal/__init__.py",
             "IPython/terminal/ipapp.py",
         ]
@@ -3521,14 +3510,15 @@ Requires-Dist: optional; extra == "doc"
         lines = [f"import sys; sys.path += [{str(other)!r}]", "import need_one"]
         self.check_session(*lines, sends=[])
 
-    # A person's own extensions
+    # What a session loads at its start because a person wants it
 
+    SET_UP = "import popcon; popcon.setup_reporter()\n"
     # An extension that loads more when it is switched on, some of it IPython's
     EXTENSION = """
 def load_ipython_extension(shell):
     import chosen.magic, IPython.core.magic
 """
-    LOAD_EXTENSION = "shell.extension_manager.load_extension('chosen')\n"
+    LOAD_EXTENSION = "import chosen; chosen.load_ipython_extension(shell)\n"
 
     def install_extension(self) -> None:
         self.install("chosen", "chosen/__init__.py", "chosen/magic.py")
@@ -3537,53 +3527,60 @@ def load_ipython_extension(shell):
 
     def test_an_extension_that_is_loaded_at_the_start_counts(self) -> None:
         self.install_extension()
-        code = self.START + self.LOAD_EXTENSION
-        code += "import popcon; popcon.setup_reporter()"
-        ended = self.run_session(code)
+        ended = self.run_session(self.START + self.LOAD_EXTENSION + self.SET_UP)
         self.assertEqual(ended, (["chosen"], "", "", 0))
 
-    def test_an_extension_of_ipythons_own_does_not_count(self) -> None:
-        storemagic = {"storemagic.py": "import beta"}
-        self.write(self.site / "IPython" / "extensions", storemagic)
-        code = self.START
-        code += "import popcon; popcon.setup_reporter()"
-        ended = self.run_session(code)
-        self.assertEqual(ended, ([], "", "", 0))
+    def test_what_start_up_files_load_before_the_setup_counts(self) -> None:
+        ended = self.run_session(self.START + "import alpha\n" + self.SET_UP)
+        self.assertEqual(ended, (["alpha"], "", "", 0))
 
-    def test_what_ipython_can_do_without_does_not_count_before_extensions(self) -> None:
-        self.install_extension()
-        self.write(self.site / "IPython", {"__init__.py": "import IPython.core, beta"})
-        code = self.START + self.LOAD_EXTENSION
-        code += "import popcon; popcon.setup_reporter()"
-        ended = self.run_session(code)
-        self.assertEqual(ended, (["chosen"], "", "", 0))
-
-    def test_what_a_shell_loads_when_it_is_made_does_not_count(self) -> None:
-        self.install_extension()
-        self.write(self.site / "IPython" / "core", {"completerlib.py": "import beta"})
-        code = self.START + "import IPython.core.completerlib\n" + self.LOAD_EXTENSION
-        code += "import popcon; popcon.setup_reporter()"
-        ended = self.run_session(code)
-        self.assertEqual(ended, (["chosen"], "", "", 0))
-
-    def test_what_is_loaded_after_an_extension_counts(self) -> None:
-        self.install_extension()
-        code = self.START + self.LOAD_EXTENSION
-        code += "import alpha, popcon; popcon.setup_reporter()"
-        ended = self.run_session(code)
-        self.assertEqual(ended, (["alpha", "chosen"], "", "", 0))
-
-    def test_an_extension_is_sent_after_the_first_cell(self) -> None:
-        self.install_extension()
-        code = self.START + self.LOAD_EXTENSION
-        code += "import popcon; popcon.setup_reporter()\n"
+    def test_what_start_up_files_load_is_sent_after_the_first_cell(self) -> None:
+        code = self.START + "import alpha\n" + self.SET_UP
         code += "shell.run_cell('1 + 1'); import os; os._exit(0)"
         ended = self.run_session(code)
-        self.assertEqual(ended, (["chosen"], "", "", 0))
+        self.assertEqual(ended, (["alpha"], "", "", 0))
 
-    def test_what_start_up_files_load_before_the_setup_does_not_count(self) -> None:
-        code = self.START + "import alpha, popcon; popcon.setup_reporter()"
+    def test_what_ipython_can_do_without_does_not_count(self) -> None:
+        # It does not require beta, but imports it if it is there.
+        self.write(self.site / "IPython", {"__init__.py": "import IPython.core, beta"})
+        ended = self.run_session(self.START + "import alpha\n" + self.SET_UP)
+        self.assertEqual(ended, (["alpha"], "", "", 0))
+
+    def test_what_a_shell_loads_when_it_is_made_does_not_count(self) -> None:
+        self.write(self.site / "IPython" / "core", {"completerlib.py": "import beta"})
+        ended = self.run_session(self.START + "import alpha\n" + self.SET_UP)
+        self.assertEqual(ended, (["alpha"], "", "", 0))
+
+    def test_a_shell_without_completion_has_a_baseline(self) -> None:
+        completion = "import IPython.core.completerlib"
+        code = self.START.replace(completion, "import beta") + self.SET_UP
+        code = "import alpha\n" + code
         ended = self.run_session(code)
+        self.assertEqual(ended, (["beta"], "", "", 0))
+
+    def install_matplotlib(self) -> None:
+        files = ["__init__.py", "_api.py", "pyplot.py"]
+        self.install("matplotlib", *[f"matplotlib/{file}" for file in files])
+        code = "import matplotlib._api, alpha"
+        self.write(self.site / "matplotlib", {"__init__.py": code})
+
+    def test_matplotlib_in_the_settings_counts(self) -> None:
+        # IPython loads it before the shell, to check its settings, and then pyplot.
+        self.install_matplotlib()
+        code = f"{self.BEGIN}import beta, matplotlib\n{self.END}"
+        code += "import matplotlib.pyplot\n"
+        ended = self.run_session(code + self.SET_UP)
+        self.assertEqual(ended, (["alpha", "matplotlib"], "", "", 0))
+
+    def test_matplotlib_in_the_settings_of_a_later_session_counts(self) -> None:
+        self.install_matplotlib()
+        code = f"{self.SET_UP}{self.BEGIN}import beta, matplotlib\n{self.END}"
+        ended = self.run_session(code + self.SET_UP)
+        self.assertEqual(ended, (["alpha", "matplotlib"], "", "", 0))
+
+    def test_matplotlib_that_is_loaded_before_the_setup_does_not_count(self) -> None:
+        self.install_matplotlib()
+        ended = self.run_session(f"import matplotlib\n{self.SET_UP}")
         self.assertEqual(ended, ([], "", "", 0))
 
     # Sessions that come after the setup
@@ -3596,8 +3593,7 @@ def load_ipython_extension(shell):
         ended = self.run_session(code)
         self.assertEqual(ended, (["alpha"], "", "", 0))
 
-    def test_what_ipython_can_do_without_does_not_count(self) -> None:
-        # It does not require beta, but imports it if it is there.
+    def test_what_ipython_can_do_without_does_not_count_later_either(self) -> None:
         self.write(self.site / "IPython", {"__init__.py": "import IPython.core, beta"})
         code = "import popcon; popcon.setup_reporter()\n"
         code += f"import IPython, alpha\n{self.START}popcon.setup_reporter()"
@@ -3638,7 +3634,7 @@ else:
     def test_a_cell_that_loads_nothing_looks_at_nothing(self) -> None:
         lines = [
             "import socket  # as a kernel has; otherwise the report loads a part of it",
-            "shell.run_cell('import alpha')",
+            "shell.run_cell('import alpha')",  # a report follows the first in any case
             "popcon._reporter.report = lambda: print('looked', flush=True)",
             "shell.run_cell('1 + 1')",
             "import os; os._exit(0)",
@@ -4788,7 +4784,7 @@ print(kernel.do_complete("pri", 3)["matches"])
     def test_what_a_library_of_the_baseline_requires_counts(self) -> None:
         metadata = {"METADATA": "Name: helper\nRequires-Dist: alpha\n"}
         self.install("helper", "helper.py", more=metadata)
-        self.write(self.startup, {"000-a.py": "import helper"})
+        self.write(self.site, {"sitecustomize.py": "import helper"})
         self.run_kernel("import alpha, helper")
         self.assertEqual(self.server.names(0.5), ["alpha"])
 
@@ -4856,6 +4852,16 @@ print(hooks.count(popcon._reporter.report_after_cell))
         self.write(self.site, {"sitecustomize.py": early})
         self.run_shell("import IPython; IPython.start_ipython(['-c', '1+1'])")
         self.assertEqual(self.server.names(), ["alpha", "chosen"])
+
+    @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, a python with matplotlib")
+    def test_matplotlib_that_a_person_asks_for_counts(self) -> None:
+        code = "import IPython; IPython.start_ipython(['--matplotlib=agg', '-c', '1+1'])"
+        folders = dict.fromkeys(SHELLS_FOLDERS, str(self.own))
+        settings = {**self.server.settings, **folders}
+        self.run_python(code, "-W", "ignore", python=LARGE, **settings)
+        names = self.server.names()
+        self.assertLessEqual({"matplotlib", "numpy", "pillow"}, set(names))
+        self.assertNotIn("traitlets", names)
 
     def test_autoreload_of_another_version_loses_nothing_and_sends_nothing_twice(self) -> None:
         source = SOURCE.read_text(encoding="utf-8")
@@ -6135,6 +6141,13 @@ class TestInstall(Lone):
         said = self.command("uninstall", module).splitlines()
         self.assertEqual({line.removeprefix("removed ") for line in said}, made)
         self.assertEqual(self.state(), before)
+
+    def test_each_process_loads_popcon_once(self) -> None:
+        # In a virtual environment Python runs .pth files twice.
+        self.command("install --all-processes")
+        _, _, err = self.run_in_it("pass", "-X", "importtime")
+        loaded = [line for line in err.splitlines() if line.endswith(" popcon")]
+        self.assertEqual(len(loaded), 1, err)
 
     def test_an_uninstall_leaves_the_environment_as_it_was(self) -> None:
         for command in ("install", "install --all-processes"):
