@@ -10,7 +10,7 @@ over the statsd protocol. UDP datagrams like this one are all that the server ge
     python_popcon.library_used.pandas:1|c
 
 They hold no user, process, time or file name. A person's own code is named only if it
-was installed by pip, say, and not as an editable install.
+is installed as a package, by pip for instance, and not as an editable install.
 
 To switch it on, run 'python popcon.py install', or write at the top of a script
 'import popcon; popcon.setup_reporter()'. Then set the host. To switch it off, leave
@@ -30,9 +30,9 @@ of that runs in people's processes. What stands below the line 'the command line
 only called if somebody types a command.
 """
 
-# This stays before the imports: if a shell runs this file by mistake, the parenthesis
-# of this tuple is a syntax error, so it does not get to import, which is a program on
-# some systems.
+# This stays before the imports: if a shell runs this file by mistake, it stops here,
+# since to a shell the parenthesis of this tuple is a syntax error. So it never runs
+# 'import', which is a program on some systems (ImageMagick's).
 __all__ = ("report", "setup_reporter", "used_libraries")
 __version__ = "3.0.0"
 
@@ -66,7 +66,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any, NoReturn
 
-    Paths = Iterable[str]  # relative to an entry of sys.path, as in RECORD, or names
+    # Relative to an entry of sys.path, as in RECORD, or names of modules without a file
+    Paths = Iterable[str]
     Answers = Iterator[tuple[str, Paths]]  # a library, and paths that it owns
 
 
@@ -80,11 +81,13 @@ CLASS_NAMESPACE = vars(type)["__dict__"]
 FunctionType = type(lambda: None)
 
 # Top-level names that say nothing about a library: the standard library's, and those of
-# modules that Python runs at its start. The last one is setuptools', in each process.
+# modules that Python runs at its start. _distutils_hack belongs to setuptools, whose
+# .pth file loads it in every process.
 START_UP = {"sitecustomize", "usercustomize", "_distutils_hack"}
-NO_LIBRARIES = sys.stdlib_module_names | START_UP
-# These folders hold the standard modules with other names, such as _sysconfigdata_*.
-STANDARD_LIBRARY = os.path.dirname(getattr(os, "__file__", os.sep))  # if not frozen
+IGNORED_NAMES = sys.stdlib_module_names | START_UP
+# These folders hold the standard modules with other names, such as _sysconfigdata_*. In
+# a frozen program os may have no file.
+STANDARD_LIBRARY = os.path.dirname(getattr(os, "__file__", os.sep))
 STANDARD_FOLDERS = (
     STANDARD_LIBRARY,
     os.path.join(STANDARD_LIBRARY, "lib-dynload"),
@@ -104,7 +107,7 @@ def executed_files(modules: "Mapping[Any, object]") -> "set[str]":
     lazy_module = util.get("_LazyModule", ())
     files = set()
     for name, module in modules.items():
-        if type(name) is not str or name.partition(".")[0] in NO_LIBRARIES:
+        if type(name) is not str or name.partition(".")[0] in IGNORED_NAMES:
             continue
         try:
             if issubclass(type(module), lazy_module):
@@ -119,7 +122,10 @@ def executed_files(modules: "Mapping[Any, object]") -> "set[str]":
 
 
 def executed_file(name: str, module: object) -> "str | None":
-    """Return the file of an executed module, its name if a custom loader made it.
+    """Return the path of an executed module's file.
+
+    If a custom loader made it without a file, its bare name is returned instead, and
+    None if it was not executed, or has neither.
 
     Raises UnicodeEncodeError for a path that no file can have.
     """
@@ -139,8 +145,9 @@ def executed_file(name: str, module: object) -> "str | None":
     elif name in ("__main__", "__mp_main__"):
         return None  # a script is a person's own; what "python -m" runs has a spec
     elif file is None and "." not in name:
-        # Perhaps the module has put another object in its own place, as sh does. What
-        # somebody else puts there, such as a test's stub, is defined elsewhere.
+        # Perhaps the module has put another object in its own place, as sh does. If
+        # somebody else has put it there, such as a test its stub, it is defined in
+        # another module, and none is found.
         file = namespace_behind(name, module).get("__file__")
     if type(file) is not str or os.sep not in file:
         return None  # "<string>", for instance
@@ -188,8 +195,9 @@ def was_executed(spec: "ModuleSpec", namespace: "dict[str, Any]") -> bool:
     """Tell whether a module was executed, and not merely created from its source.
 
     The *-nspkg.pth files of older namespace packages do the latter. exec() adds
-    __builtins__ to a namespace, and import adds _initializing to a spec. If a module
-    put another one in its own place, as transformers does, the other has only the spec.
+    __builtins__ to a namespace, and import adds _initializing to a spec. Either is
+    enough: what a module puts in its own place, as transformers does, was not executed
+    itself, but has the spec of that module.
     """
     if type(spec.loader) not in (SourceFileLoader, SourcelessFileLoader):
         return True
@@ -206,7 +214,7 @@ def has_custom_loader(spec: "ModuleSpec") -> bool:
 
 METADATA_SUFFIXES = (".dist-info", ".egg-info", "EGG-INFO")
 # Folders whose names end like this may hold libraries without a RECORD. In any other,
-# metadata without one belong to somebody's own source tree.
+# metadata without a RECORD belong to somebody's own source tree.
 LIBRARY_FOLDERS = ("site-packages", "dist-packages", ".egg")
 READ_LIMIT = 64 << 20  # bytes of a file; no RECORD in use comes near it
 
@@ -214,8 +222,10 @@ READ_LIMIT = 64 << 20  # bytes of a file; no RECORD in use comes near it
 def owners(new: "set[str]", earlier: "Iterable[str]" = ()) -> "dict[str, set[str]]":
     """Map libraries to those of the files that they own.
 
-    new: files whose owners are looked for, as executed_files() returns them
-    earlier: files of the baseline, which are noted if the owner of a new one owns them
+    new: files whose owners are looked for, as executed_files() returns them, so with
+        names of modules that have no file
+    earlier: files of the baseline. Nothing is read for them, but if the owner of a new
+        file owns some of them as well, they are returned beside it.
 
     The ways to ask below are tried in turn. The first one that knows a file settles its
     owners, and may name several.
@@ -258,7 +268,7 @@ def answers(
 
 
 def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
-    """Return the folders that Python searches, and that hold metadata and some files.
+    """Return the folders that Python searches, with metadata, above some of the files.
 
     Outer ones come first since a library owns the libraries that it brings along in a
     folder of its own, even if it puts that folder on sys.path.
@@ -297,11 +307,11 @@ def listing(path: str, finder: "Any") -> "set[str]":
     """Return the names in a finder's folder, which it has listed for some import.
 
     If there are libraries, and the folder has changed since, it is listed anew: one may
-    have been upgraded. The finder is left as it is: it would rely on what was listed.
+    have been upgraded. The finder's own cache stays as it is: imports rely on it.
     """
     names = set(finder._path_cache)
-    suffixes = metadata_suffixes(path)
-    has_libraries = any(name.endswith(suffixes) for name in names)
+    has_infos = any(name.endswith(".dist-info") for name in names)
+    has_libraries = has_infos or path.endswith(LIBRARY_FOLDERS)
     if has_libraries and os.stat(path).st_mtime != finder._path_mtime:
         return set(os.listdir(path))
     return names
@@ -406,19 +416,19 @@ class PathEntry:
         Debian leaves out most RECORDs, and conda some. There a library owns what is in
         the same package as its metadata.
         """
-        below = self.path.removeprefix(sys.prefix + os.sep).replace(os.sep, "/")
-        for lists, begin, folder in (
+        below_prefix = self.path.removeprefix(sys.prefix + os.sep)
+        for lists, prefix, folder in (
             ("/var/lib/dpkg/info/", "python3-", self.path),
-            (f"{sys.prefix}/conda-meta/", "", below),
+            (f"{sys.prefix}/conda-meta/", "", below_prefix.replace(os.sep, "/")),
         ):
             if self.without_record and os.path.isdir(lists):
-                full_paths = {f"{folder}/{path}" for path in paths}
+                paths_in_lists = {f"{folder}/{path}" for path in paths}
                 for name in os.listdir(lists):
-                    if name.startswith(begin) and name.endswith((".list", ".json")):
+                    if name.startswith(prefix) and name.endswith((".list", ".json")):
                         # One path per line; conda's are strings in JSON.
                         text = text_of(lists + name).replace('"', "\n")
                         lines = set(text.split("\n"))
-                        listed = lines.intersection(full_paths)
+                        listed = lines.intersection(paths_in_lists)
                         if listed:
                             yield from self.in_package(lines, folder, listed)
 
@@ -443,22 +453,22 @@ class PathEntry:
                 libraries_of.setdefault(top.lower(), []).append(library)
         for path in paths:
             stem = path.partition(".")[0]
-            able = libraries_of.get(stem.partition("/")[0].lower(), [])
+            candidates = libraries_of.get(stem.partition("/")[0].lower(), [])
             # Many may share a top-level package. Then google-auth owns google/auth.
-            name = squeezed(stem.replace("/", ""))
-            exact = [library for library in able if squeezed(library) in name]
-            if exact:
-                able = [max(exact, key=len)]
-            for library in able:
+            text = squeezed(stem.replace("/", ""))
+            contained = [library for library in candidates if squeezed(library) in text]
+            if contained:
+                candidates = [max(contained, key=len)]
+            for library in candidates:
                 yield library, [path]
 
 
 def ask_packages_distributions(modules: "Paths", wanted: "Paths") -> "Answers":
     """Ask importlib.metadata, which is slow, who owns modules without a file.
 
-    This is done only if sys.meta_path has a finder of distributions that does not look
-    in folders, as Python's own and that of the backport importlib_metadata do. Such a
-    finder has loaded importlib.metadata already.
+    This is done only if sys.meta_path has a finder of distributions besides Python's
+    own and that of the backport importlib_metadata. These two look in folders, and so
+    did the other ways to ask. Any other has loaded importlib.metadata already.
     """
     metadata = sys.modules.get("importlib.metadata")
     if not wanted or metadata is None:
@@ -514,7 +524,7 @@ class Distribution:
     def __init__(self, folder: str, info: str) -> None:
         self.folder = folder
         self.info = info
-        stem = info.removesuffix(".egg-info")  # it may stand behind the name at once
+        stem = info.removesuffix(".egg-info")  # there may be no version: foo.egg-info
         self.short_name = squeezed(stem.partition("-")[0])
 
     def read(self, *names: str) -> bytes:
@@ -549,7 +559,7 @@ class Distribution:
         return ""
 
     def requirements(self) -> "list[str]":
-        """Return what it requires (PEP 508), but for what only an extra needs."""
+        """Return what it requires (PEP 508), except for what an extra needs."""
         names = []
         for line in self.header():
             field, _, name = line.partition(": ")
@@ -611,7 +621,8 @@ def text_of(path: str) -> str:
 
 # ---- settings -----------------------------------------------------------------------
 
-# Environment variables, named as those of popularity-contest, which popcon succeeds.
+# Environment variables, named as those of PyPI's popularity-contest, which popcon
+# replaces.
 HOST = "PYTHON_POPCONTEST_STATSD_HOST"
 PORT = "PYTHON_POPCONTEST_STATSD_PORT"
 PREFIX = "PYTHON_POPCONTEST_STATSD_PREFIX"
@@ -704,7 +715,7 @@ def debug(message: str) -> None:
 
 DATAGRAM = 1232  # bytes: the smallest IPv6 MTU, 1280, less the headers of IPv6 and UDP
 PATIENCE = 1.0  # seconds that a name server, or another thread, may hold up a report
-PAUSE = 600.0  # seconds before the host is looked up again, if that took long in vain
+PAUSE = 600.0  # seconds without a look-up of the host after a slow one that failed
 NAME_SERVER_PORT = 53
 
 
@@ -753,8 +764,9 @@ def send(packets: "list[bytes]", host: str, port: int) -> None:
 def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
     """Return what getaddrinfo() finds. Raises OSError.
 
-    IPv4 comes first: many servers listen on nothing else, and UDP does not tell. IPv6
-    is looked up only where there is no IPv4: some name servers never answer about it.
+    IPv4 comes first: many servers listen on nothing else, and with UDP the sender is
+    not told that nobody listens. IPv6 is looked up only where there is no IPv4: some
+    name servers never answer about it.
     """
     socket = standard_socket()
 
@@ -763,7 +775,7 @@ def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
         name = host.encode("ascii")
         return list(socket.getaddrinfo(name, port, family, socket.SOCK_DGRAM))
 
-    # With a colon it is an address, too, if perhaps a wrong one.
+    # With a colon it can only be an address, even if it is a wrong one.
     if ":" in host or is_address(host) or is_in_hosts_file(host):
         return sorted(addresses(socket.AF_UNSPEC), key=lambda found: found[0])
     await_name_server(host, TYPE_A)
@@ -796,7 +808,7 @@ def is_in_hosts_file(host: str) -> bool:
 
 
 def standard_socket() -> "Any":
-    """Return the module _socket, preferably the standard library's.
+    """Return the module _socket, out of the standard library if it is not loaded yet.
 
     The module socket takes long to import, and gevent may have replaced parts of it. A
     plain import might find a file of that name in a person's folder.
@@ -822,11 +834,10 @@ REFUSED = 5
 
 
 def await_name_server(host: str, record_type: bytes) -> None:
-    """Find out whether getaddrinfo() would wait long for a name server.
+    """Raise OSError if getaddrinfo() would wait for a name server beyond PATIENCE.
 
-    It cannot be interrupted. So the name servers are asked what it will ask, in the
-    same order, until it would ask no more. Raises OSError if that takes more than
-    PATIENCE. The answers are not used.
+    getaddrinfo() cannot be interrupted. So the name servers are asked what it will ask,
+    in the same order, until it would ask no more. The answers are not used.
     """
     deadline = time.monotonic() + PATIENCE
     resolv_conf = text_of("/etc/resolv.conf").split("\n")
@@ -835,7 +846,7 @@ def await_name_server(host: str, record_type: bytes) -> None:
         queries.append(dns_query(len(queries), name, record_type))
     for server in name_servers(resolv_conf):
         try:
-            if is_answered(queries, server, deadline):
+            if gives_final_answer(queries, server, deadline):
                 return
         except TimeoutError:
             message = f"the name server {server} is silent for {PATIENCE:g} s"
@@ -844,10 +855,12 @@ def await_name_server(host: str, record_type: bytes) -> None:
             pass  # it cannot be reached, so getaddrinfo() will ask the next one as well
 
 
-def is_answered(queries: "Iterable[bytes]", server: str, deadline: float) -> bool:
-    """Ask a name server, and tell whether getaddrinfo() takes its answer as final.
+def gives_final_answer(
+    queries: "Iterable[bytes]", server: str, deadline: float
+) -> bool:
+    """Ask a name server, and tell whether getaddrinfo() will take its answer.
 
-    If not, it asks the next one.
+    If not, it will ask the next one.
 
     queries: in the order of getaddrinfo(), which stops at a name that has records
     deadline: on time.monotonic()
@@ -925,16 +938,17 @@ def dns_query(number: int, name: str, record_type: bytes) -> bytes:
 
 # ---- the reporter -------------------------------------------------------------------
 
-# In a forked child this module of the standard library moves to the end of sys.modules:
-# what the parent has loaded stands before it then, and what the child loads, behind it.
-LAST_OF_PARENT = "atexit"
+# begin_in_child() moves this module to the end of sys.modules, as a mark: what the
+# parent has loaded stands before it then, and what the child loads, behind it.
+FORK_MARK = "atexit"
 
 
 class Reporter:
     """What one process has loaded, used and sent, and when it reports.
 
-    A library counts as used if files of it were executed, and none of them is in the
-    baseline.
+    The baseline is the set of files that were executed before the reporter was set up,
+    or before this process was forked. A library counts as used if files of it were
+    executed, and none of them is in the baseline.
     """
 
     def __init__(self) -> None:
@@ -949,8 +963,8 @@ class Reporter:
     def begin_process(self) -> None:
         """Begin for a process in which nothing was used or sent yet."""
         self.lock = allocate_lock()  # held during a report
-        self.is_ending = False  # SIGTERM came during a report, which then sends it anew
-        self.has_finalizer = False  # it reports at the end of a worker
+        self.sigterm_came = False  # during a report, which raises it again at its end
+        self.has_finalizer = False  # of multiprocessing, for the end of a worker
         self.sent: set[str] = set()  # libraries
         self.no_look_up_before = 0.0  # on time.monotonic()
         self.shell_libraries: set[str] = set()
@@ -965,7 +979,7 @@ class Reporter:
         modules in a forked child would copy many pages of memory, as that changes their
         reference counts.
         """
-        self.mark = modules_mark()  # at the last report, or at the begin
+        self.mark = modules_mark()  # as it was at the last report, or is now
         self.baseline = files
         self.seen: set[str] = set()  # files beyond the baseline that were looked up
         self.used: set[str] = set()  # libraries
@@ -973,23 +987,27 @@ class Reporter:
     def set_up(self) -> None:
         """Take the baseline, and arrange for reports, at the first call.
 
-        A later one does something only if an IPython session has begun since: what that
-        loaded by itself becomes baseline as well. What it loaded because a person wants
-        it counts, even before the first call: extensions and matplotlib, if IPython's
-        settings name them, and what start-up files import.
+        A later call does something only if an IPython session has begun since: what the
+        session needed for itself becomes baseline, too.
+
+        In a session the baseline ends where the shell was made. What was loaded after
+        that counts, even if it was before the first call: extensions in IPython's
+        settings, start-up files, earlier cells. So does matplotlib, if the settings
+        name it.
         """
         shell = ipython_shell()
         is_new_session = shell is not None and shell is not self.shell
         ends = []
         if shell is not None:
-            # The shell loads the second one when it is made.
+            # The second one is loaded while the shell is being made.
             ends = [type(shell).__module__, "IPython.core.completerlib"]
         if not self.is_set_up:
             self.is_set_up = True
             self.begin_baseline(executed_files(modules_between("", ends)))
             self.arrange_reports()
         elif is_new_session and self.baseline is not None:  # it is None after a fork
-            # Between "import IPython" and a start stand a person's own imports.
+            # What lies between the two is left out: a person may import libraries after
+            # "import IPython" and before the session begins.
             imported = modules_between("IPython", ["IPython"])
             begun = modules_between(("ipykernel", "IPython.terminal.ipapp"), ends)
             self.baseline |= executed_files({**imported, **begun})
@@ -1004,7 +1022,7 @@ class Reporter:
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self.begin_in_child)
         self.report_when_workers_end()  # if this is one, of a forkserver for instance
-        self.handle_sigterm()
+        self.catch_sigterm()
 
     def update(self) -> None:
         """Find out which libraries were used since the last time."""
@@ -1027,7 +1045,10 @@ class Reporter:
         self.seen |= new
 
     def report(self) -> "list[str]":
-        """Send what was not sent yet, and return those libraries. Never raises."""
+        """Send what was not sent yet, and return those libraries.
+
+        Raises nothing but what a signal handler raises, such as KeyboardInterrupt.
+        """
         lock = self.lock  # a signal handler may fork meanwhile; the child has a new one
         if not lock.acquire(timeout=PATIENCE):
             debug("nothing sent: another report is being made")
@@ -1041,9 +1062,10 @@ class Reporter:
             debug(f"nothing sent: {error!r}")
         finally:
             lock.release()
-            if self.is_ending:
-                self.is_ending = False
-                kill(getpid(), _signal.SIGTERM)  # it wakes the main thread
+            if self.sigterm_came:
+                self.sigterm_came = False
+                # A signal, since only that interrupts what the main thread waits for
+                kill(getpid(), _signal.SIGTERM)
         return sorted(self.sent - sent_before)
 
     def send_new(self) -> None:
@@ -1075,7 +1097,7 @@ class Reporter:
         if not library_of:
             raise ValueError("no library was used, or none since the last report")
         if time.monotonic() < self.no_look_up_before:
-            raise OSError("to look the host up took long a while ago, in vain")
+            raise OSError("the last look-up of the host was slow, and failed")
         self.send_lines(library_of, host, port)
 
     def send_lines(
@@ -1120,11 +1142,11 @@ class Reporter:
     def begin_in_child(self) -> None:
         """Begin anew after a fork: what the parent has loaded is the parent's."""
         try:
-            sys.modules[LAST_OF_PARENT] = sys.modules.pop(LAST_OF_PARENT, atexit)
+            sys.modules[FORK_MARK] = sys.modules.pop(FORK_MARK, atexit)
             self.begin_process()
             self.report_when_workers_end()
             if "multiprocessing.process" in sys.modules:  # multiprocess loads it, too
-                self.leave_sigterm()
+                self.uncatch_sigterm()
         except BaseException as error:  # Python would only print it, Ctrl-C too
             debug(f"not set up in a child: {error!r}")
         finally:
@@ -1152,7 +1174,7 @@ class Reporter:
     # task. A handler in Python would not run until that wait is over, so worker and
     # pool would hang.
 
-    def handle_sigterm(self) -> None:
+    def catch_sigterm(self) -> None:
         """Let SIGTERM report, if that is switched on, and nobody handles it."""
         handler = _signal.getsignal(_signal.SIGTERM)
         is_unhandled = type(handler) is int and handler == _signal.SIG_DFL
@@ -1167,7 +1189,7 @@ class Reporter:
                 before, after = self.hold_sigterm, self.release_sigterm
                 os.register_at_fork(before=before, after_in_parent=after)
 
-    def leave_sigterm(self) -> None:
+    def uncatch_sigterm(self) -> None:
         """Let SIGTERM end the process at once again, unless it has another handler."""
         handler = _signal.getsignal(_signal.SIGTERM)  # None if C code has set it
         if handler is not None and handler is self.sigterm_handler:
@@ -1191,13 +1213,14 @@ class Reporter:
     def report_at_sigterm(self, number: int, frame: object) -> None:
         """Report, and end by the signal all the same.
 
-        If a handler of the program's own calls this one, its own decides how to end.
+        If a handler of the program's own calls this one, it only reports, and that one
+        decides how to end.
         """
         # Set this before looking at the lock: a report under way looks at it after
         # releasing the lock, and then sends the signal anew.
-        self.is_ending = True
+        self.sigterm_came = True
         if not self.lock.locked():
-            self.is_ending = False
+            self.sigterm_came = False
             self.report_at_exit()
             if _signal.getsignal(_signal.SIGTERM) is self.sigterm_handler:
                 self.set_sigterm(_signal.SIG_DFL)
@@ -1211,8 +1234,14 @@ class Reporter:
 
 
 def modules_mark() -> "tuple[int, object]":
-    """Return what changes when a module is loaded: the number and the newest name."""
-    return len(sys.modules), next(reversed(sys.modules), None)
+    """Return a value that is another one after a module was loaded.
+
+    It is made of the number of modules and the newest name.
+    """
+    try:
+        return len(sys.modules), next(reversed(sys.modules), None)
+    except RuntimeError:  # another thread has just loaded one
+        return 0, None
 
 
 def loaded_before_fork() -> "dict[Any, object]":
@@ -1222,7 +1251,7 @@ def loaded_before_fork() -> "dict[Any, object]":
     """
     modules: dict[Any, object] = {}
     for name, module in dict(sys.modules).items():
-        if name is LAST_OF_PARENT:
+        if name is FORK_MARK:
             break
         if not was_lazy(module):
             modules[name] = module
@@ -1250,7 +1279,8 @@ def register_unseen(function: "Callable[[], None]") -> None:
     # map() must pass something to the function that it calls. gettrace() takes nothing,
     # but call_tracing(gettrace, ()) merely calls it.
     found = map(sys.call_tracing, [sys.gettrace], [()])
-    none_for_each: Any = map([].append, kept)  # append() returns None
+    # This yields None if there is one. append() is a function in C that returns None.
+    none_for_each: Any = map([].append, kept)
     steps: list[tuple[Any, ...]] = [
         (kept.extend, filter(None, found)),  # keep the trace function,
         (ignored.extend, map(sys.settrace, none_for_each)),  # take it away,
@@ -1261,7 +1291,7 @@ def register_unseen(function: "Callable[[], None]") -> None:
     if monitoring is not None:
         debuggers = filter(monitoring.get_tool, [monitoring.DEBUGGER_ID])
         mute = (ignored.extend, map(monitoring.set_events, debuggers, [0]))
-        steps.insert(0, mute)  # debuggers that use it are told of no more events
+        steps.insert(0, mute)  # for good: debuggers that use it get no more events
     for step in reversed(steps):  # for atexit takes the last one first
         atexit.register(*step)
 
@@ -1276,16 +1306,19 @@ def ipython_shell() -> "Any":
 
 
 def modules_between(
-    begin: "str | tuple[str, ...]", ends: "list[str]"
+    prefix: "str | tuple[str, ...]", ends: "list[str]"
 ) -> "dict[Any, object]":
-    """Return the modules from the first whose name begins like this to the last end.
+    """Return a part of sys.modules, which is in the order in which imports ended.
 
-    An empty begin means the first of all, and no ends mean the newest of all. A module
-    stands behind those that it imports, as import puts it into sys.modules anew when it
-    is done.
+    So a module stands behind those that it imports.
 
-    With ends, matplotlib ends them, too: if IPython's settings name it, IPython loads it
-    before it makes the shell.
+    prefix: the part begins with the first name that starts like this; "" means the
+        first of all
+    ends: it stops after the last one of these names; if the list is empty, after the
+        newest of all
+
+    With ends it also stops before matplotlib. If IPython's settings name that, IPython
+    loads it before it makes the shell.
     """
     loaded = dict(sys.modules)
     names = list(loaded)
@@ -1295,7 +1328,7 @@ def modules_between(
     for name in names:
         if ends and str(name).startswith("matplotlib."):
             break
-        if modules or str(name).startswith(begin):
+        if modules or str(name).startswith(prefix):
             modules[name] = loaded[name]
     return modules
 
@@ -1309,7 +1342,7 @@ def required_by_shell(files: "Iterable[str]") -> "set[str]":
     """
     installed: dict[str, list[Distribution]] = {}
     for entry in path_entries(files):
-        for distribution in entry.unread:  # all: the entry is new
+        for distribution in entry.unread:  # these are all, as none was read
             installed.setdefault(distribution.short_name, []).append(distribution)
     required: set[str] = set()
     queue = ["ipython", "ipykernel"]
@@ -1323,9 +1356,9 @@ def required_by_shell(files: "Iterable[str]") -> "set[str]":
 
 
 # One process, one reporter: Spyder and Streamlit import the module again, others reload
-# it, but sys stays. Then the last copy's methods go on with the first one's state. So
-# an attribute must keep its meaning from one version to the next, and a new one may be
-# missing.
+# it, but sys stays. What the first copy has registered, to be called at exit and so on,
+# stays, but calls the last copy's methods. So attributes and methods must keep their
+# names and meanings from one version to the next, and a new attribute may be missing.
 _reporter: Reporter = vars(sys).setdefault("_popcon_reporter", Reporter())
 _reporter.__class__ = Reporter
 
@@ -1333,9 +1366,10 @@ _reporter.__class__ = Reporter
 def setup_reporter() -> None:
     """Report what is used from now on: at exit, and in IPython after each cell.
 
-    Libraries that are loaded already do not count. A later call loses nothing, and
-    leaves out what an IPython session loaded at its start, if one has begun since.
-    Never raises, and prints nothing.
+    Libraries that are loaded already do not count, except for those that an IPython
+    session has loaded after its shell was made. A later call loses nothing. If a
+    session has begun since, that call leaves out what the session needed for itself.
+    Raises nothing, and prints nothing unless PYTHON_POPCONTEST_DEBUG is on.
     """
     try:
         _reporter.set_up()
@@ -1787,7 +1821,7 @@ def explanation(new: "Mapping[str, object]", used: "set[str]") -> "Iterator[str]
     for file in sorted(files.difference(*owned.values())):
         yield f"not counted: {file}: of no library, or of an editable install"
     for name in sorted(new):
-        is_library = name.partition(".")[0] not in NO_LIBRARIES
+        is_library = name.partition(".")[0] not in IGNORED_NAMES
         if is_library and not executed_files({name: new[name]}):
             yield f"not counted: {name}: not executed, without a file, or Python's own"
 

@@ -905,6 +905,14 @@ OddNamespace = type("OddNamespace", (), {"__dict__": property(execute)})
         code = "import alpha; sys.path_importer_cache.clear()"
         self.assert_used(code, "alpha")
 
+    def test_a_finder_that_has_listed_nothing_yet_does_no_harm(self) -> None:
+        code = f"""
+            import alpha, pkgutil
+            sys.path_importer_cache.clear()
+            pkgutil.get_importer({str(self.site)!r})
+            """
+        self.assert_used(code, "alpha")
+
     def test_a_library_folder_that_is_gone_does_no_harm(self) -> None:
         code = """
             import alpha, types
@@ -2280,7 +2288,7 @@ Socket.failure = None
         code += "popcon.report(); popcon.report()\n"
         host = "statsd.example"
         silent = f"popcon: nothing sent: {host}: the name server 127.0.0.1 is silent for 1 s\n"
-        paused = "popcon: nothing sent: to look the host up took long a while ago, in vain\n"
+        paused = "popcon: nothing sent: the last look-up of the host was slow, and failed\n"
         # At exit it is asked anew.
         said = silent + paused + silent
         self.assert_sends(code, err=said, PYTHON_POPCONTEST_STATSD_HOST=host, **DEBUG)
@@ -2324,9 +2332,24 @@ os._exit(0)
             os._exit(0)
             """
         ended = self.run_with_popcon(f"import os\n{textwrap.dedent(code)}", **DEBUG)
-        said = "popcon: nothing sent: nobody knows\npopcon: nothing sent: to look the "
-        said += "host up took long a while ago, in vain\n"
+        said = "popcon: nothing sent: nobody knows\npopcon: nothing sent: "
+        said += "the last look-up of the host was slow, and failed\n"
         self.assertEqual(ended, ([], "", said, 0))
+
+    def test_a_thread_that_imports_during_the_setup_does_no_harm(self) -> None:
+        # Then sys.modules changes between two steps of an iteration.
+        code = """
+            import popcon, sys
+            def changed(items):
+                if items is sys.modules:
+                    raise RuntimeError("dictionary changed size during iteration")
+                return reversed(items)
+            popcon.reversed = changed
+            popcon.setup_reporter()
+            del popcon.reversed
+            import alpha
+            """
+        self.assertEqual(self.run_program(code).names, ["alpha"])
 
     def test_a_report_that_is_interrupted_at_exit_is_told(self) -> None:
         code = """
@@ -4542,7 +4565,7 @@ class TestSigterm(Libraries):
             signal=lambda number, handler: changed.append(handler),
         )
         with mock.patch.object(popcon, "_signal", signals):
-            popcon.Reporter().leave_sigterm()
+            popcon.Reporter().uncatch_sigterm()
         self.assertEqual(changed, [])
 
     def test_a_handler_that_is_set_during_a_report_gets_the_signal_once(self) -> None:
