@@ -233,6 +233,7 @@ def owners(new: "set[str]", earlier: "Iterable[str]" = ()) -> "dict[str, set[str
     found: dict[str, set[str]] = {}
     unowned = new.union(earlier)
     for entry in path_entries(new):
+        file_of = paths_below(entry.path, unowned)
         # In order of trust and cost. Each is asked only for what is left over.
         for ask in (
             entry.ask_namesakes,
@@ -241,7 +242,6 @@ def owners(new: "set[str]", earlier: "Iterable[str]" = ()) -> "dict[str, set[str
             entry.ask_package_managers,
             entry.ask_names,
         ):
-            file_of = paths_below(entry.path, unowned)
             new_paths = {path for path in file_of if file_of[path] in new}
             if not new_paths:
                 break
@@ -249,6 +249,7 @@ def owners(new: "set[str]", earlier: "Iterable[str]" = ()) -> "dict[str, set[str
                 files = {file_of[path] for path in paths}
                 found.setdefault(library, set()).update(files)
                 unowned -= files
+            file_of = {path: file for path, file in file_of.items() if file in unowned}
     names = {name for name in unowned if os.sep not in name}  # of modules without file
     for library, owned in answers(ask_packages_distributions, names, names & new):
         found.setdefault(library, set()).update(owned)
@@ -1852,18 +1853,26 @@ except Exception:
 del _popcon
 """
 
-# What Python runs at the start of each process, in a virtual environment twice. The
-# popcon.py beside this .pth file is meant, not a person's own on PYTHONPATH. Another
-# module of that name can be imported afterwards, too. Only a line that begins with
-# import is run, and only exec() lets one line be silent if popcon.py cannot be read.
-# From Python 3.18 on .start files (PEP 829) are read instead, which allow neither.
+# What Python runs at the start of each process, in a virtual environment twice. It
+# loads only the popcon.py beside it, and does not search all of sys.path, which may be
+# long: the last folder on it is ours, or one that an earlier .pth file has added. A
+# person's own popcon.py is left alone, and can be imported afterwards. Only a line that
+# begins with import is run, and only exec() lets one line be silent if popcon.py cannot
+# be read. From Python 3.18 on .start files (PEP 829) are read instead, which allow
+# neither.
 PROCESS = """\
 try:
     if not hasattr(sys, "_popcon_reporter"):
-        from _frozen_importlib_external import PathFinder
         from os.path import exists
-        if exists(PathFinder.find_spec("popcon").origin[:-2] + "pth"):
-            import popcon; popcon.setup_reporter(); del sys.modules["popcon"]
+        from _frozen_importlib import module_from_spec
+        from _frozen_importlib_external import PathFinder
+        for folder in reversed(sys.path):
+            if exists(folder + "/popcon.pth"):
+                break
+        spec = PathFinder.find_spec("popcon", [folder])
+        popcon = module_from_spec(spec)
+        spec.loader.exec_module(popcon)
+        popcon.setup_reporter()
 except Exception:
     pass
 """
