@@ -1000,6 +1000,19 @@ sys.modules[__name__] = Self()
             """
         self.assert_used(code, "upgraded")
 
+    def test_a_library_in_any_folder_counts_that_is_upgraded_after_its_import(self) -> None:
+        target = self.folder / "target"  # as of pip install --target
+        old = self.install("upgraded", "upgraded.py", folder=target)
+        new = old.with_name("upgraded-2.0.dist-info")
+        code = f"""
+            import os
+            sys.path.append({str(target)!r})
+            import upgraded
+            os.rename({str(old)!r}, {str(new)!r})
+            os.utime({str(target)!r}, (0, 0))
+            """
+        self.assert_used(code, "upgraded")
+
     def test_a_sys_path_that_is_none_does_no_harm(self) -> None:
         self.assert_used("import beta; sys.path = None", "beta")
 
@@ -6286,6 +6299,13 @@ class TestInstall(Lone):
         self.assertEqual(self.reported(), ["alpha"])
         self.assertEqual(self.reported(session), ["alpha"])
         self.assertEqual(self.reported(PYTHONPATH=str(elsewhere)), ["alpha"])
+        self.write(elsewhere, {"popcon.pth": ""})
+        self.assertEqual(self.reported(PYTHONPATH=str(elsewhere)), ["alpha"])
+
+    def test_popcon_is_found_behind_folders_of_other_pth_files(self) -> None:
+        self.command("install --all-processes")
+        self.write(self.purelib, {"__editable__.pth": f"{self.own}\n"})
+        self.assertEqual(self.reported(), ["alpha"])
 
     def test_a_person_can_import_another_module_called_popcon(self) -> None:
         folder = self.folder / "later on the path"
