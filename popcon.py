@@ -998,19 +998,20 @@ class Reporter:
         """
         shell = ipython_shell()
         is_new_session = shell is not None and shell is not self.shell
-        ends = []
-        if shell is not None:
-            # The second one is loaded while the shell is being made.
-            ends = [type(shell).__module__, "IPython.core.completerlib"]
+        # The second one is loaded while the shell is being made.
+        ends = [type(shell).__module__, "IPython.core.completerlib"]
         if not self.is_set_up:
             self.is_set_up = True
-            self.begin_baseline(executed_files(modules_between("", ends)))
+            loaded: dict[Any, object] = dict(sys.modules)
+            if is_new_session:
+                loaded = loaded_by_session("", ends)
+            self.begin_baseline(executed_files(loaded))
             self.arrange_reports()
         elif is_new_session and self.baseline is not None:  # it is None after a fork
             # What lies between the two is left out: a person may import libraries after
             # "import IPython" and before the session begins.
-            imported = modules_between("IPython", ["IPython"])
-            begun = modules_between(("ipykernel", "IPython.terminal.ipapp"), ends)
+            imported = loaded_by_session("IPython", ["IPython"])
+            begun = loaded_by_session(("ipykernel", "IPython.terminal.ipapp"), ends)
             self.baseline |= executed_files({**imported, **begun})
         if is_new_session:
             self.mark = (0, None)  # the first cell is followed by a report in any case
@@ -1303,35 +1304,62 @@ def ipython_shell() -> "Any":
     shell_class = namespace_of(module).get("InteractiveShell")
     if shell_class is None or not shell_class.initialized():
         return None
-    return shell_class.instance()
+    shell = shell_class.instance()
+    parent: Any = type(getattr(shell, "parent", None))
+    if parent.__module__ == "IPython.terminal.ipapp" and not parent.initialized():
+        return None  # ipdb makes an application, but only to get a shell
+    return shell
 
 
-def modules_between(
+def loaded_by_session(
     prefix: "str | tuple[str, ...]", ends: "list[str]"
-) -> "dict[Any, object]":
+) -> "dict[str, object]":
     """Return a part of sys.modules, which is in the order in which imports ended.
 
-    So a module stands behind those that it imports.
+    So a module stands behind those that it imports. Matplotlib is left out, with what
+    it has loaded, if IPython has loaded it because its settings name it.
 
     prefix: the part begins with the first name that starts like this; "" means the
         first of all
-    ends: it stops after the last one of these names; if the list is empty, after the
-        newest of all
-
-    With ends it also stops before matplotlib. If IPython's settings name that, IPython
-    loads it before it makes the shell.
+    ends: it stops after the last one of these names
     """
-    loaded = dict(sys.modules)
+    loaded = {}
+    for name, module in dict(sys.modules).items():
+        if type(name) is str:
+            loaded[name] = module
     names = list(loaded)
-    while ends and names and names[-1] not in ends:
+    while names and names[-1] not in ends:
         del names[-1]
-    modules: dict[Any, object] = {}
+    left_out = loaded_with_matplotlib(names)
+    modules: dict[str, object] = {}
+    is_part = False
     for name in names:
-        if ends and str(name).startswith("matplotlib."):
-            break
-        if modules or str(name).startswith(prefix):
+        is_part = is_part or name.startswith(prefix)
+        if is_part and name not in left_out:
             modules[name] = loaded[name]
     return modules
+
+
+def loaded_with_matplotlib(names: "list[str]") -> "set[str]":
+    """Return those names that belong to matplotlib, or to what it has loaded.
+
+    names: in the order of sys.modules
+
+    If it was loaded before IPython, none are returned.
+    """
+    found = set()
+    is_session = False
+    is_loading = False  # since the first part of the package, until the package is done
+    for name in names:
+        is_session = is_session or name.startswith(("IPython", "ipykernel"))
+        is_part = name.startswith("matplotlib.")
+        if is_session and is_part and "matplotlib" not in found:
+            is_loading = True
+        if is_loading or (is_session and is_part):
+            found.add(name)
+        if name == "matplotlib":
+            is_loading = False
+    return found
 
 
 def required_by_shell(files: "Iterable[str]") -> "set[str]":
@@ -1854,22 +1882,16 @@ del _popcon
 """
 
 # What Python runs at the start of each process, in a virtual environment twice. It
-# loads only the popcon.py beside it, and does not search all of sys.path, which may be
-# long: the last folder on it is ours, or one that an earlier .pth file has added. A
-# person's own popcon.py is left alone, and can be imported afterwards. Only a line that
-# begins with import is run, and only exec() lets one line be silent if popcon.py cannot
-# be read. From Python 3.18 on .start files (PEP 829) are read instead, which allow
-# neither.
+# loads only the popcon.py beside it: sitedir is the folder of the .pth file. A person's
+# own popcon.py is left alone, and can be imported afterwards. Only a line that begins
+# with import is run, and only exec() lets one line be silent if popcon.py cannot be
+# read. From Python 3.18 on .start files (PEP 829) are read instead; they allow neither.
 PROCESS = """\
 try:
     if not hasattr(sys, "_popcon_reporter"):
-        from os.path import exists
         from _frozen_importlib import module_from_spec
         from _frozen_importlib_external import PathFinder
-        for folder in reversed(sys.path):
-            if exists(folder + "/popcon.pth"):
-                break
-        spec = PathFinder.find_spec("popcon", [folder])
+        spec = PathFinder.find_spec("popcon", [sitedir])
         popcon = module_from_spec(spec)
         spec.loader.exec_module(popcon)
         popcon.setup_reporter()

@@ -3614,6 +3614,30 @@ def load_ipython_extension(shell):
         ended = self.run_session(code + self.SET_UP)
         self.assertEqual(ended, (["alpha", "matplotlib"], "", "", 0))
 
+    def test_what_a_session_loads_after_matplotlib_does_not_count(self) -> None:
+        # A kernel's debugger looks whether django is there.
+        self.install_matplotlib()
+        code = f"{self.BEGIN}import matplotlib, beta, matplotlib.pyplot\n{self.END}"
+        ended = self.run_session(code + self.SET_UP)
+        self.assertEqual(ended, (["alpha", "matplotlib"], "", "", 0))
+
+    def test_matplotlib_that_is_loaded_before_ipython_does_not_count(self) -> None:
+        self.install_matplotlib()
+        ended = self.run_session(f"import matplotlib\n{self.START}{self.SET_UP}")
+        self.assertEqual(ended, ([], "", "", 0))
+
+    def test_a_shell_for_a_debugger_is_no_session(self) -> None:
+        # ipdb makes one like this. All of it counts, and no library is lost.
+        application = """
+class TerminalIPythonApp:
+    initialized = classmethod(lambda cls: False)
+"""
+        self.write(self.site / "IPython" / "terminal", {"ipapp.py": application})
+        code = f"{self.SET_UP}import IPython.terminal.ipapp as ipapp\nimport alpha\n"
+        code += f"{self.END}shell.parent = ipapp.TerminalIPythonApp()\n{self.SET_UP}"
+        ended = self.run_session(code)
+        self.assertEqual(ended, (["alpha", "ipython"], "", "", 0))
+
     def test_matplotlib_that_is_loaded_before_the_setup_does_not_count(self) -> None:
         self.install_matplotlib()
         ended = self.run_session(f"import matplotlib\n{self.SET_UP}")
@@ -4889,6 +4913,20 @@ print(hooks.count(popcon._reporter.report_after_cell))
         self.run_shell("import IPython; IPython.start_ipython(['-c', '1+1'])")
         self.assertEqual(self.server.names(), ["alpha", "chosen"])
 
+    def test_a_shell_that_ipdb_makes_is_no_session(self) -> None:
+        self.write(self.site, {"sitecustomize.py": readme_block("python", "try:")})
+        code = """
+            from IPython.terminal.ipapp import TerminalIPythonApp
+            import alpha
+            application = TerminalIPythonApp()
+            application.interact = False
+            application.initialize(["--no-term-title"])
+            """
+        self.run_shell(textwrap.dedent(code))
+        names = self.server.names()
+        self.assertIn("alpha", names)
+        self.assertIn("ipython", names)
+
     @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, a python with matplotlib")
     def test_matplotlib_that_a_person_asks_for_counts(self) -> None:
         code = "import IPython; IPython.start_ipython(['--matplotlib=agg', '-c', '1+1'])"
@@ -4898,6 +4936,17 @@ print(hooks.count(popcon._reporter.report_after_cell))
         names = self.server.names()
         self.assertLessEqual({"matplotlib", "numpy", "pillow"}, set(names))
         self.assertNotIn("traitlets", names)
+
+    @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, a python with django")
+    def test_what_a_kernels_debugger_loads_does_not_count(self) -> None:
+        self.write(
+            self.startup.parent,
+            {"ipython_kernel_config.py": "c.IPKernelApp.matplotlib = 'inline'"},
+        )
+        self.run_kernel("1+1")
+        names = self.server.names(0.5)
+        self.assertIn("matplotlib", names)
+        self.assertNotIn("django", names)
 
     def test_autoreload_of_another_version_loses_nothing_and_sends_nothing_twice(self) -> None:
         source = SOURCE.read_text(encoding="utf-8")
