@@ -3570,6 +3570,12 @@ def load_ipython_extension(shell):
         ended = self.run_session(self.START + "import alpha\n" + self.SET_UP)
         self.assertEqual(ended, (["alpha"], "", "", 0))
 
+    def test_odd_names_of_modules_do_no_harm_to_a_session(self) -> None:
+        code = "import sys; sys.modules[7] = sys\n"
+        code += self.START + "import alpha\n" + self.SET_UP
+        ended = self.run_session(code)
+        self.assertEqual(ended, (["alpha"], "", "", 0))
+
     def test_what_start_up_files_load_is_sent_after_the_first_cell(self) -> None:
         code = self.START + "import alpha\n" + self.SET_UP
         code += "shell.run_cell('1 + 1'); import os; os._exit(0)"
@@ -3617,7 +3623,7 @@ def load_ipython_extension(shell):
     def test_what_a_session_loads_after_matplotlib_does_not_count(self) -> None:
         # A kernel's debugger looks whether django is there.
         self.install_matplotlib()
-        code = f"{self.BEGIN}import matplotlib, beta, matplotlib.pyplot\n{self.END}"
+        code = f"{self.BEGIN}import matplotlib.pyplot, beta\n{self.END}"
         ended = self.run_session(code + self.SET_UP)
         self.assertEqual(ended, (["alpha", "matplotlib"], "", "", 0))
 
