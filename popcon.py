@@ -1039,7 +1039,7 @@ class Reporter:
         for library, files in owners(new, baseline).items():
             if files.isdisjoint(baseline):
                 used.add(library)
-        if ipython_shell() is not None:
+        if self.shell is not None:
             if not self.shell_libraries:
                 self.shell_libraries = required_by_shell(baseline | new)
             used -= self.shell_libraries
@@ -1305,8 +1305,10 @@ def ipython_shell() -> "Any":
     if shell_class is None or not shell_class.initialized():
         return None
     shell = shell_class.instance()
-    parent: Any = type(getattr(shell, "parent", None))
-    if parent.__module__ == "IPython.terminal.ipapp" and not parent.initialized():
+    application: Any = getattr(shell, "parent", None)
+    kind: Any = type(application)
+    is_terminal = kind.__module__ == "IPython.terminal.ipapp"
+    if is_terminal and not kind.initialized() and not application.interact:
         return None  # ipdb makes an application, but only to get a shell
     return shell
 
@@ -1345,21 +1347,23 @@ def loaded_with_matplotlib(names: "list[str]") -> "set[str]":
 
     names: in the order of sys.modules
 
-    If it was loaded before IPython, none are returned.
+    None are returned if it was loaded before IPython, or could not be loaded.
     """
-    found = set()
     is_session = False
-    is_loading = False  # since the first part of the package, until the package is done
+    parts = []  # of matplotlib
     for name in names:
         is_session = is_session or name.startswith(("IPython", "ipykernel"))
-        is_part = name.startswith("matplotlib.")
-        if is_session and is_part and "matplotlib" not in found:
-            is_loading = True
-        if is_loading or (is_session and is_part):
-            found.add(name)
-        if name == "matplotlib":
-            is_loading = False
-    return found
+        if is_session and name.startswith("matplotlib."):
+            parts.append(name)
+    if not parts:
+        return set()
+    # The package is complete after its first parts, and what these load.
+    begin = names.index(parts[0])
+    loaded = names[begin:]
+    if "matplotlib" not in loaded:
+        return set()
+    end = loaded.index("matplotlib") + 1
+    return {*loaded[:end], *parts}
 
 
 def required_by_shell(files: "Iterable[str]") -> "set[str]":

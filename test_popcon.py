@@ -3637,12 +3637,34 @@ def load_ipython_extension(shell):
         application = """
 class TerminalIPythonApp:
     initialized = classmethod(lambda cls: False)
+    interact = False
 """
         self.write(self.site / "IPython" / "terminal", {"ipapp.py": application})
         code = f"{self.SET_UP}import IPython.terminal.ipapp as ipapp\nimport alpha\n"
         code += f"{self.END}shell.parent = ipapp.TerminalIPythonApp()\n{self.SET_UP}"
         ended = self.run_session(code)
         self.assertEqual(ended, (["alpha", "ipython"], "", "", 0))
+
+    def test_a_shell_that_a_library_makes_is_no_session(self) -> None:
+        # IPython's debugger does so, and ipywidgets.
+        self.install_requiring("need-one")
+        code = f"{self.SET_UP}import need_one\n{self.START}"
+        ended = self.run_session(code)
+        self.assertEqual(ended, (["ipython", "need-one"], "", "", 0))
+
+    def test_matplotlib_that_cannot_be_loaded_does_no_harm(self) -> None:
+        self.install_matplotlib()
+        broken = "import matplotlib._api, nowhere"
+        self.write(self.site / "matplotlib", {"__init__.py": broken})
+        attempt = "try: import matplotlib\nexcept ImportError: pass\n"
+        code = f"{self.BEGIN}{attempt}import beta\n{self.END}{self.SET_UP}"
+        self.assertEqual(self.run_session(code), ([], "", "", 0))
+
+    def test_a_part_of_matplotlib_that_is_loaded_later_does_no_harm(self) -> None:
+        self.install_matplotlib()
+        code = f"import matplotlib\n{self.BEGIN}import matplotlib.pyplot, beta\n"
+        ended = self.run_session(code + self.END + self.SET_UP)
+        self.assertEqual(ended, ([], "", "", 0))
 
     def test_matplotlib_that_is_loaded_before_the_setup_does_not_count(self) -> None:
         self.install_matplotlib()
