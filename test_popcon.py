@@ -3632,18 +3632,36 @@ def load_ipython_extension(shell):
         ended = self.run_session(f"import matplotlib\n{self.START}{self.SET_UP}")
         self.assertEqual(ended, ([], "", "", 0))
 
-    def test_a_shell_for_a_debugger_is_no_session(self) -> None:
-        # ipdb makes one like this. All of it counts, and no library is lost.
-        application = """
+    def names_with_application(self, *, initialized: bool, interact: bool) -> list[str]:
+        """Return what is sent where an application makes a shell after the setup.
+
+        initialized: IPython knows it as the one of this process
+        interact: it asks a person for commands
+        """
+        application = f"""
 class TerminalIPythonApp:
-    initialized = classmethod(lambda cls: False)
-    interact = False
+    initialized = classmethod(lambda cls: {initialized})
+    interact = {interact}
 """
         self.write(self.site / "IPython" / "terminal", {"ipapp.py": application})
         code = f"{self.SET_UP}import IPython.terminal.ipapp as ipapp\nimport alpha\n"
         code += f"{self.END}shell.parent = ipapp.TerminalIPythonApp()\n{self.SET_UP}"
-        ended = self.run_session(code)
-        self.assertEqual(ended, (["alpha", "ipython"], "", "", 0))
+        return self.run_session(code).names
+
+    def test_a_shell_for_a_debugger_is_no_session(self) -> None:
+        # ipdb makes one like this. All of it counts, and no library is lost.
+        names = self.names_with_application(initialized=False, interact=False)
+        self.assertEqual(names, ["alpha", "ipython"])
+
+    def test_an_application_that_somebody_else_makes_for_a_person_is_a_session(self) -> None:
+        # isympy does so.
+        names = self.names_with_application(initialized=False, interact=True)
+        self.assertEqual(names, [])
+
+    def test_an_application_that_runs_one_command_is_a_session(self) -> None:
+        # ipython -c
+        names = self.names_with_application(initialized=True, interact=False)
+        self.assertEqual(names, [])
 
     def test_a_shell_that_a_library_makes_is_no_session(self) -> None:
         # IPython's debugger does so, and ipywidgets.
