@@ -318,13 +318,6 @@ def listing(path: str, finder: "Any") -> "set[str]":
     return names
 
 
-def metadata_suffixes(folder: str) -> "tuple[str, ...]":
-    """Return how the names of metadata end in a folder."""
-    if folder.endswith(LIBRARY_FOLDERS):
-        return METADATA_SUFFIXES
-    return (".dist-info",)  # an .egg-info has no RECORD
-
-
 def paths_below(folder: str, files: "Iterable[str]") -> "dict[str, str]":
     """Map paths relative to the folder, as in RECORD, to the files below it."""
     start = folder + os.sep
@@ -349,7 +342,9 @@ class PathEntry:
         self.path = path
         self.unread: set[Distribution] = set()
         self.without_record: list[Distribution] = []
-        suffixes = metadata_suffixes(path)
+        suffixes: tuple[str, ...] = (".dist-info",)  # an .egg-info has no RECORD
+        if path.endswith(LIBRARY_FOLDERS):
+            suffixes = METADATA_SUFFIXES
         for name in names:
             if name.endswith(suffixes):
                 self.unread.add(Distribution(path, name))
@@ -1325,11 +1320,8 @@ def loaded_by_session(
         first of all
     ends: it stops after the last one of these names
     """
-    loaded = {}
-    for name, module in dict(sys.modules).items():
-        if type(name) is str:
-            loaded[name] = module
-    names = list(loaded)
+    loaded = dict(sys.modules)
+    names = [name for name in loaded if type(name) is str]
     while names and names[-1] not in ends:
         del names[-1]
     left_out = loaded_with_matplotlib(names)
@@ -1357,13 +1349,12 @@ def loaded_with_matplotlib(names: "list[str]") -> "set[str]":
             parts.append(name)
     if not parts:
         return set()
-    # The package is complete after its first parts, and what these load.
+    # The package itself comes after its first parts, and after what these load.
     begin = names.index(parts[0])
-    loaded = names[begin:]
-    if "matplotlib" not in loaded:
+    if "matplotlib" not in names[begin:]:
         return set()
-    end = loaded.index("matplotlib") + 1
-    return {*loaded[:end], *parts}
+    end = names.index("matplotlib") + 1
+    return set(names[begin:end]).union(parts)
 
 
 def required_by_shell(files: "Iterable[str]") -> "set[str]":
@@ -1422,8 +1413,9 @@ def used_libraries() -> "set[str]":
 def report() -> "list[str]":
     """Send now what was not sent yet, and return the names that were sent.
 
-    It is for a server that never exits, for instance. Never raises. The setting
-    PYTHON_POPCONTEST_DEBUG tells why nothing was sent, and the next call tries again.
+    It is for a server that never exits, for instance. Raises nothing but what a signal
+    handler raises. The setting PYTHON_POPCONTEST_DEBUG tells why nothing was sent, and
+    the next call tries again.
     """
     return _reporter.report()
 

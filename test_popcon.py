@@ -3428,6 +3428,7 @@ shell = InteractiveShell._instance = InteractiveShell()
 import IPython.core.completerlib
 """
     START = BEGIN + END
+    SET_UP = "import popcon; popcon.setup_reporter()\n"
     REQUIRES = """Name: ipython
 Requires-Dist: need-one
 Requires-Dist: need-two[fast]>=5,<6 ; python_version > "3"
@@ -3482,8 +3483,7 @@ Requires-Dist: optional; extra == "doc"
 
     def session(self, *lines: str) -> str:
         """Return code that starts a session, sets popcon up, and goes on like this."""
-        setup = "import popcon; popcon.setup_reporter()\n"
-        return self.START + setup + "\n".join(lines)
+        return self.START + self.SET_UP + "\n".join(lines)
 
     def check_session(self, *lines: str, sends: list[str], out: str = "") -> None:
         """Check what a session sends that goes on like this, and what it prints."""
@@ -3548,7 +3548,6 @@ Requires-Dist: optional; extra == "doc"
 
     # What a session loads at its start because a person wants it
 
-    SET_UP = "import popcon; popcon.setup_reporter()\n"
     # An extension that loads more when it is switched on, some of it IPython's
     EXTENSION = """
 def load_ipython_extension(shell):
@@ -3693,7 +3692,7 @@ class TerminalIPythonApp:
 
     def test_what_a_session_loads_at_its_start_does_not_count(self) -> None:
         code = "import gamma\n"
-        code += "import popcon; popcon.setup_reporter()\n"
+        code += self.SET_UP
         code += f"import alpha\n{self.BEGIN}import beta\n{self.END}"
         code += "popcon.setup_reporter()"
         ended = self.run_session(code)
@@ -3701,14 +3700,14 @@ class TerminalIPythonApp:
 
     def test_what_ipython_can_do_without_does_not_count_later_either(self) -> None:
         self.write(self.site / "IPython", {"__init__.py": "import IPython.core, beta"})
-        code = "import popcon; popcon.setup_reporter()\n"
+        code = self.SET_UP
         code += f"import IPython, alpha\n{self.START}popcon.setup_reporter()"
         ended = self.run_session(code)
         self.assertEqual(ended, (["alpha"], "", "", 0))
 
     def test_an_extension_counts_in_a_session_that_comes_later(self) -> None:
         self.install_extension()
-        code = "import popcon; popcon.setup_reporter()\n"
+        code = self.SET_UP
         code += self.START + self.LOAD_EXTENSION
         code += "popcon.setup_reporter()"
         ended = self.run_session(code)
@@ -4820,11 +4819,13 @@ class TestShells(Case):
         self.install("alpha", "alpha.py")
         self.server: Server = self.open(Server())
 
-    def run_shell(self, code: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    def run_shell(
+        self, code: str, python: str = JUPYTER, **settings: Any
+    ) -> subprocess.CompletedProcess[str]:
         """Run code where IPython is, and reports to the server."""
         folders = dict.fromkeys(SHELLS_FOLDERS, str(self.own))
         settings = {**self.server.settings, **folders, **settings}
-        return self.run_python(code, "-W", "ignore", python=JUPYTER, **settings)
+        return self.run_python(code, "-W", "ignore", python=python, **settings)
 
     def run_kernel(
         self, *cells: str, end: str = "shutdown", **settings: str
@@ -4976,9 +4977,7 @@ print(hooks.count(popcon._reporter.report_after_cell))
     @unittest.skipUnless(LARGE, "needs POPCON_TEST_LARGE, a python with matplotlib")
     def test_matplotlib_that_a_person_asks_for_counts(self) -> None:
         code = "import IPython; IPython.start_ipython(['--matplotlib=agg', '-c', '1+1'])"
-        folders = dict.fromkeys(SHELLS_FOLDERS, str(self.own))
-        settings = {**self.server.settings, **folders}
-        self.run_python(code, "-W", "ignore", python=LARGE, **settings)
+        self.run_shell(code, python=LARGE)
         names = self.server.names()
         self.assertLessEqual({"matplotlib", "numpy", "pillow"}, set(names))
         self.assertNotIn("traitlets", names)
