@@ -542,6 +542,19 @@ class TestWhatCounts(Case):
         self.write(self.own, {"mine.py": ""})
         self.assert_used("sys.path += ['']; import mine")
 
+    def test_nothing_of_an_egg_info_in_a_source_tree_is_opened(self) -> None:
+        self.write(self.own / "mine.egg-info", {"PKG-INFO": "Name: mine\n"})
+        self.write(self.own, {"mine.py": ""})
+        code = """
+            sys.path += [""]
+            import mine
+            def hook(event, arguments):
+                if event == "open" and ".egg-info" in str(arguments[0]):
+                    print(arguments[0])
+            sys.addaudithook(hook)
+            """
+        self.assert_used(code)
+
     def test_a_source_tree_makes_nobody_read_lists_of_packages(self) -> None:
         self.write(self.own, {"mine.py": "", "yours.py": ""})
         self.write(self.own / "mine.egg-info", {"PKG-INFO": "Name: mine\n"})
