@@ -368,9 +368,11 @@ class PathEntry:
         """Read the RECORDs of distributions whose name resembles that of a module.
 
         So python-dateutil resembles dateutil, scikit-learn resembles sklearn, and
-        protobuf is a part of google/protobuf.
+        protobuf is a part of google/protobuf. The first word is enough: matplotlib
+        resembles mpl_toolkits.
         """
-        tops = {squeezed(top) for top in top_levels(wanted)}
+        tops = top_levels(wanted)
+        first_words = {squeezed(top.strip("_").partition("_")[0]) for top in tops}
         packages = set()
         for path in wanted:
             parts = path.partition(".")[0].split("/")
@@ -379,7 +381,7 @@ class PathEntry:
         likely = set()
         for one in self.unread:
             name = one.short_name
-            if name in text or any(has_letters(name, top) for top in tops):
+            if name in text or any(has_letters(name, word) for word in first_words):
                 likely.add(one)
         return self.ask_records(likely, paths, wanted)
 
@@ -492,14 +494,14 @@ def may_list(record: bytes, tops: "tuple[bytes, ...]") -> bool:
     return any(b"\n" + top in record for top in tops)
 
 
-def has_letters(name: str, module: str) -> bool:
-    """Tell whether a name has all letters of a module's name, in the same order."""
-    if module in name:
+def has_letters(name: str, word: str) -> bool:
+    """Tell whether a name has all letters of a word, in the same order."""
+    if word in name:
         return True
-    if name[:1] != module[:1]:
+    if name[:1] != word[:1]:
         return False  # that would be far-fetched
     rest = iter(name)  # "in" takes the letters up to the one that it finds
-    return all(letter in rest for letter in module)
+    return all(letter in rest for letter in word)
 
 
 def listed_paths(record: str) -> "set[str]":

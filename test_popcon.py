@@ -3911,6 +3911,15 @@ class TestFewFiles(Libraries):
         self.install("scikit-learn", "sklearn/__init__.py")
         self.assertEqual(self.records("sklearn/__init__.py"), {"scikit_learn"})
 
+    def test_letters_of_the_first_word_lead_to_the_library(self) -> None:
+        self.install("matplotlib", "mpl_toolkits/mplot3d/__init__.py")
+        read = self.records("mpl_toolkits/mplot3d/__init__.py")
+        self.assertEqual(read, {"matplotlib"})
+
+    def test_underscores_before_the_first_word_do_not_matter(self) -> None:
+        self.install("python-dateutil", "_dateutil_speedups.py")
+        self.assertEqual(self.records("_dateutil_speedups.py"), {"python_dateutil"})
+
     def test_the_path_leads_to_the_library(self) -> None:
         self.install("protobuf", "google/protobuf/message.py")
         self.assertEqual(self.records("google/protobuf/message.py"), {"protobuf"})
