@@ -714,6 +714,7 @@ def debug(message: str) -> None:
 DATAGRAM = 1232  # bytes: the smallest IPv6 MTU, 1280, less the headers of IPv6 and UDP
 PATIENCE = 1.0  # seconds that a name server, or another thread, may hold up a report
 PAUSE = 600.0  # seconds without a look-up of the host after a slow one that failed
+LONG_AGO = float("-inf")  # time.monotonic() may be below 0: tests set it to any time
 NAME_SERVER_PORT = 53
 
 
@@ -964,7 +965,7 @@ class Reporter:
         self.sigterm_came = False  # during a report, which raises it again at its end
         self.has_finalizer = False  # of multiprocessing, for the end of a worker
         self.sent: set[str] = set()  # libraries
-        self.no_look_up_before = 0.0  # on time.monotonic()
+        self.no_look_up_before = LONG_AGO  # on time.monotonic()
         self.shell_libraries: set[str] = set()
         self.begin_baseline(None)
         # From 0 to below 1; the process reports if this is below the sample rate.
@@ -1125,7 +1126,7 @@ class Reporter:
 
     def report_at_exit(self) -> None:
         try:
-            self.no_look_up_before = 0.0  # this is the last chance
+            self.no_look_up_before = LONG_AGO  # this is the last chance
             self.report()
         except BaseException:  # Ctrl-C, for instance: the process is ending already
             debug("stopped")

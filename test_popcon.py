@@ -2345,6 +2345,12 @@ os._exit(0)
         self.run_with_popcon(code, PYTHON_POPCONTEST_STATSD_HOST="statsd.example")
         self.assertEqual(len(name_server.received()), 2)
 
+    def test_a_clock_that_was_set_to_a_time_long_ago_does_no_harm(self) -> None:
+        # As freezegun does, with a date before 1970.
+        code = "import time, alpha; time.monotonic = lambda: -3e8"
+        self.assert_sends(code, "alpha")
+        self.assert_sends(f"import os; {code}; popcon.report(); os._exit(0)", "alpha")
+
     def test_a_look_up_that_takes_long_in_vain_is_not_made_again_at_once(self) -> None:
         code = """
             import alpha, _socket, time
@@ -9278,7 +9284,7 @@ class TestReadme(Case):
 
     def test_the_line_for_mpi_lets_one_rank_report(self) -> None:
         (line,) = (code for code in inline_code() if code.startswith('[ "${OMPI'))
-        for variable in ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID"):
+        for variable in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
             for rank, opted_out in (("0", ""), ("1", "1")):
                 with self.subTest(variable, rank=rank):
                     script = f"set -e\n{line}\necho $DO_NOT_TRACK"
@@ -9287,6 +9293,10 @@ class TestReadme(Case):
                     self.assertEqual(ended.stdout, f"{opted_out}\n")
         ended = self.run_in_shell(f"{line}\necho $DO_NOT_TRACK")
         self.assertEqual(ended.stdout, "\n")
+        # In a batch job of Slurm, its variable is 0 for all ranks of mpiexec.
+        variables = "export SLURM_PROCID=0 PMI_RANK=1"
+        ended = self.run_in_shell(f"{variables}\n{line}\necho $DO_NOT_TRACK")
+        self.assertEqual(ended.stdout, "1\n")
 
     # Collect, and the answer.
 
