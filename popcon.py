@@ -46,7 +46,7 @@ import time
 if sys.hexversion < 0x030A0000:
     if __name__ == "__main__":
         sys.exit("popcon needs Python 3.10 or later")
-    raise ImportError("popcon needs Python 3.10 or later") from None
+    raise ImportError("popcon needs Python 3.10 or later")
 
 # Taken now: gevent replaces some of these later, and sandboxes put None for os.kill.
 from _frozen_importlib import BuiltinImporter, ModuleSpec, module_from_spec
@@ -80,13 +80,13 @@ MODULE_NAMESPACE = vars(ModuleType)["__dict__"]
 CLASS_NAMESPACE = vars(type)["__dict__"]
 FunctionType = type(lambda: None)
 
-# Top-level names that say nothing about a library: the standard library's, and those of
-# modules that Python runs at its start. _distutils_hack belongs to setuptools, whose
+# Modules that Python runs at its start. _distutils_hack belongs to setuptools, whose
 # .pth file loads it in every process.
 START_UP = {"sitecustomize", "usercustomize", "_distutils_hack"}
+# Top-level names that say nothing about a library
 IGNORED_NAMES = sys.stdlib_module_names | START_UP
-# These folders hold the standard modules with other names, such as _sysconfigdata_*. In
-# a frozen program os may have no file.
+# These folders hold the standard modules that are not in that set, such as
+# _sysconfigdata_*. In a frozen program os may have no file.
 STANDARD_LIBRARY = os.path.dirname(getattr(os, "__file__", os.sep))
 STANDARD_FOLDERS = (
     STANDARD_LIBRARY,
@@ -124,8 +124,9 @@ def executed_files(modules: "Mapping[Any, object]") -> "set[str]":
 def executed_file(name: str, module: object) -> "str | None":
     """Return the path of an executed module's file.
 
-    If a custom loader made it without a file, its bare name is returned instead, and
-    None if it was not executed, or has neither.
+    If it is a top-level module that a custom loader made without a file, its name is
+    returned instead. None is returned for all others: modules that were not executed,
+    scripts, and what has no real path.
 
     Raises UnicodeEncodeError for a path that no file can have.
     """
@@ -135,9 +136,9 @@ def executed_file(name: str, module: object) -> "str | None":
     if type(spec) is ModuleSpec:
         if not was_executed(spec, namespace):
             return None
-        # Some modules change their __file__, as tlz does. Others have the spec of
-        # another module, so its name must be the same. "is" runs no foreign code, as
-        # "==" could.
+        # The spec is more reliable: some modules change their __file__, as tlz does.
+        # But others have a __file__ of their own and the spec of another module, which
+        # has another name. "is" runs no foreign code, as "==" could.
         if spec.has_location and (file is None or spec.name is name):
             file = spec.origin
         if file is None and "." not in name and has_custom_loader(spec):
@@ -145,9 +146,9 @@ def executed_file(name: str, module: object) -> "str | None":
     elif name in ("__main__", "__mp_main__"):
         return None  # a script is a person's own; what "python -m" runs has a spec
     elif file is None and "." not in name:
-        # Perhaps the module has put another object in its own place, as sh does. If
-        # somebody else has put it there, such as a test its stub, it is defined in
-        # another module, and none is found.
+        # Perhaps the module has put another object in its own place, as sh does. A
+        # stub that a test has put there is defined in another module, so nothing is
+        # found.
         file = namespace_behind(name, module).get("__file__")
     if type(file) is not str or os.sep not in file:
         return None  # "<string>", for instance
@@ -194,10 +195,10 @@ def namespace_behind(name: str, item: "Any") -> "dict[str, Any]":
 def was_executed(spec: "ModuleSpec", namespace: "dict[str, Any]") -> bool:
     """Tell whether a module was executed, and not merely created from its source.
 
-    The *-nspkg.pth files of older namespace packages do the latter. exec() adds
-    __builtins__ to a namespace, and import adds _initializing to a spec. Either is
-    enough: what a module puts in its own place, as transformers does, was not executed
-    itself, but has the spec of that module.
+    The *-nspkg.pth files of older namespace packages do the latter. If a module was
+    executed, exec() has added __builtins__ to its namespace. What a module has put in
+    its own place, as transformers does, lacks that, but has the spec of that module, to
+    which import has added _initializing.
     """
     if type(spec.loader) not in (SourceFileLoader, SourcelessFileLoader):
         return True
@@ -206,8 +207,8 @@ def was_executed(spec: "ModuleSpec", namespace: "dict[str, Any]") -> bool:
 
 def has_custom_loader(spec: "ModuleSpec") -> bool:
     """Tell whether a module has a loader, and none of those that look in folders."""
-    loader = type(spec.loader)
-    return spec.loader is not None and loader.__module__ != "_frozen_importlib_external"
+    kind = type(spec.loader)
+    return spec.loader is not None and kind.__module__ != "_frozen_importlib_external"
 
 
 # ---- files -> the libraries that own them -------------------------------------------
@@ -224,8 +225,8 @@ def owners(new: "set[str]", earlier: "Iterable[str]" = ()) -> "dict[str, set[str
 
     new: files whose owners are looked for, as executed_files() returns them, so with
         names of modules that have no file
-    earlier: files of the baseline. Nothing is read for them, but if the owner of a new
-        file owns some of them as well, they are returned beside it.
+    earlier: files of the baseline. What is read for the new files tells the owners of
+        some of these, too, and they are returned as well.
 
     The ways to ask below are tried in turn. The first one that knows a file settles its
     owners, and may name several.
@@ -269,7 +270,7 @@ def answers(
 
 
 def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
-    """Return the folders that Python searches, with metadata, above some of the files.
+    """Return the folders that hold libraries, with their metadata, above the files.
 
     Outer ones come first since a library owns the libraries that it brings along in a
     folder of its own, even if it puts that folder on sys.path.
@@ -293,7 +294,7 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
         except Exception as error:
             debug(f"cannot tell what is installed in {name}: {error!r}")
     for path in above.difference(listings):
-        # Somebody may have emptied that cache.
+        # Somebody may have emptied sys.path_importer_cache.
         if path.endswith(LIBRARY_FOLDERS):
             try:
                 listings[path] = set(os.listdir(path))
@@ -352,7 +353,7 @@ class PathEntry:
     # Ways to ask for owners. Each yields libraries, and which of the paths they own.
     #
     # paths: of all modules that are still without an owner
-    # wanted: the new ones among them; only these decide what is read
+    # wanted: the new ones among them; only these decide which RECORDs are read
 
     def ask_namesakes(self, paths: "Paths", wanted: "Paths") -> "Answers":
         """Read the RECORDs of distributions that are called like a module.
@@ -415,16 +416,16 @@ class PathEntry:
         the same package as its metadata.
         """
         below_prefix = self.path.removeprefix(sys.prefix + os.sep)
-        for lists, prefix, folder in (
+        for lists_folder, start, folder in (
             ("/var/lib/dpkg/info/", "python3-", self.path),
             (f"{sys.prefix}/conda-meta/", "", below_prefix.replace(os.sep, "/")),
         ):
-            if self.without_record and os.path.isdir(lists):
+            if self.without_record and os.path.isdir(lists_folder):
                 paths_in_lists = {f"{folder}/{path}" for path in paths}
-                for name in os.listdir(lists):
-                    if name.startswith(prefix) and name.endswith((".list", ".json")):
+                for name in os.listdir(lists_folder):
+                    if name.startswith(start) and name.endswith((".list", ".json")):
                         # One path per line; conda's are strings in JSON.
-                        text = text_of(lists + name).replace('"', "\n")
+                        text = text_of(lists_folder + name).replace('"', "\n")
                         lines = set(text.split("\n"))
                         listed = lines.intersection(paths_in_lists)
                         if listed:
@@ -441,7 +442,7 @@ class PathEntry:
                 yield distribution.name(), {path.removeprefix(start) for path in listed}
 
     def ask_names(self, paths: "Paths", wanted: "Paths") -> "Answers":
-        """Look at top-level names alone, for libraries without any list of files."""
+        """Look at top-level names alone, for libraries without a RECORD."""
         libraries_of: dict[str, list[str]] = {}
         for distribution in self.without_record:
             library = distribution.name()
@@ -466,7 +467,8 @@ def ask_packages_distributions(modules: "Paths", wanted: "Paths") -> "Answers":
 
     This is done only if sys.meta_path has a finder of distributions besides Python's
     own and that of the backport importlib_metadata. These two look in folders, and so
-    did the other ways to ask. Any other has loaded importlib.metadata already.
+    did the other ways to ask. Any other finder of distributions has loaded
+    importlib.metadata already.
     """
     metadata = sys.modules.get("importlib.metadata")
     if not wanted or metadata is None:
@@ -490,7 +492,7 @@ def top_levels(paths: "Iterable[str]") -> "set[str]":
 def may_list(record: bytes, tops: "tuple[bytes, ...]") -> bool:
     """Tell whether a RECORD may list paths that begin like these."""
     if record.startswith(tops) or b'"' in record:
-        return True
+        return True  # in quotes, a path does not begin its line
     return any(b"\n" + top in record for top in tops)
 
 
@@ -551,13 +553,13 @@ class Distribution:
     def field(self, name: str) -> str:
         """Return the value of the first field with this name, "" if there is none."""
         for line in self.header():
-            field, _, value = line.partition(":")
-            if field.lower() == name:
+            key, _, value = line.partition(":")
+            if key.lower() == name:
                 return value
         return ""
 
     def requirements(self) -> "list[str]":
-        """Return what it requires (PEP 508), except for what an extra needs."""
+        """Return what it requires (PEP 508) on any system, without its extras."""
         names = []
         for line in self.header():
             field, _, name = line.partition(": ")
@@ -578,7 +580,7 @@ def normalized(name: str) -> str:
 
 
 def is_plain(text: str, others: str) -> bool:
-    """Tell whether a text has only ASCII letters, digits and these other characters."""
+    """Tell whether a text has ASCII letters or digits, and else only these others."""
     for character in others:
         text = text.replace(character, "")
     return text.isascii() and text.isalnum()
@@ -607,7 +609,7 @@ def read(path: str) -> bytes:
 
 
 def decoded(content: bytes) -> str:
-    """Return the text, decoded as Python decodes the names of files."""
+    """Return the text, decoded as Python decodes names of files, without "\\r"."""
     text = content.decode(sys.getfilesystemencoding(), "surrogateescape")
     return text.replace("\r", "")
 
@@ -711,7 +713,9 @@ def debug(message: str) -> None:
 
 # ---- libraries -> statsd lines -> datagrams -> socket -------------------------------
 
-DATAGRAM = 1232  # bytes: the smallest IPv6 MTU, 1280, less the headers of IPv6 and UDP
+# Bytes: the smallest IPv6 MTU, 1280, less the headers of IPv6 and UDP. Any line fits,
+# as prefixes, names and sample rates have at most 1000, 200 and 20 characters.
+DATAGRAM = 1232
 PATIENCE = 1.0  # seconds that a name server, or another thread, may hold up a report
 PAUSE = 600.0  # seconds without a look-up of the host after a slow one that failed
 LONG_AGO = float("-inf")  # time.monotonic() may be below 0: tests set it to any time
@@ -776,6 +780,7 @@ def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
 
     # With a colon it can only be an address, even if it is a wrong one.
     if ":" in host or is_address(host) or is_in_hosts_file(host):
+        # AF_INET is the smallest number.
         return sorted(addresses(socket.AF_UNSPEC), key=lambda found: found[0])
     await_name_server(host, TYPE_A)
     try:
@@ -807,7 +812,7 @@ def is_in_hosts_file(host: str) -> bool:
 
 
 def standard_socket() -> "Any":
-    """Return the module _socket, out of the standard library if it is not loaded yet.
+    """Return the module _socket, and load the standard library's if none is loaded.
 
     The module socket takes long to import, and gevent may have replaced parts of it. A
     plain import might find a file of that name in a person's folder.
@@ -836,7 +841,7 @@ def await_name_server(host: str, record_type: bytes) -> None:
     """Raise OSError if getaddrinfo() would wait for a name server beyond PATIENCE.
 
     getaddrinfo() cannot be interrupted. So the name servers are asked what it will ask,
-    in the same order, until it would ask no more. The answers are not used.
+    in much the same order, until it would ask no more. The answers are not used.
     """
     deadline = time.monotonic() + PATIENCE
     resolv_conf = text_of("/etc/resolv.conf").split("\n")
@@ -903,6 +908,8 @@ def name_servers(resolv_conf: "Iterable[str]") -> "list[str]":
 
 def names_to_look_up(host: str, resolv_conf: "Iterable[str]") -> "list[str]":
     """Return the names that may be the host's, in the order of resolv.conf(5)."""
+    if host.endswith("."):
+        return [host]
     domains = []
     ndots = 1
     for line in resolv_conf:
@@ -914,8 +921,6 @@ def names_to_look_up(host: str, resolv_conf: "Iterable[str]") -> "list[str]":
                 number = word.removeprefix("ndots:")
                 if number != word and is_number(number):
                     ndots = int(number)
-    if host.endswith("."):
-        return [host]
     names = [f"{host}.{domain}".rstrip(".") for domain in domains]
     if host.count(".") < ndots:
         names.append(host)
@@ -937,8 +942,9 @@ def dns_query(number: int, name: str, record_type: bytes) -> bytes:
 
 # ---- the reporter -------------------------------------------------------------------
 
-# begin_in_child() moves this module to the end of sys.modules, as a mark: what the
-# parent has loaded stands before it then, and what the child loads, behind it.
+# The name of a module that is always loaded. begin_in_child() moves it to the end of
+# sys.modules, as a mark: what the parent has loaded stands before it then, and what the
+# child loads, behind it.
 FORK_MARK = "atexit"
 
 
@@ -955,28 +961,26 @@ class Reporter:
         self.sigterm_handler: object = None  # set if SIGTERM reports
         self.forking: set[int] = set()  # threads that hold SIGTERM back
         self.shell: object = None  # the IPython shell that it reports for
-        self.begin_process()
-        # Until set_up(), all that is loaded counts.
-        self.baseline: set[str] | None = set()
+        self.begin_process(set())  # until set_up(), all that is loaded counts
 
-    def begin_process(self) -> None:
+    def begin_process(self, baseline: "set[str] | None") -> None:
         """Begin for a process in which nothing was used or sent yet."""
         self.lock = allocate_lock()  # held during a report
         self.sigterm_came = False  # during a report, which raises it again at its end
         self.has_finalizer = False  # of multiprocessing, for the end of a worker
         self.sent: set[str] = set()  # libraries
         self.no_look_up_before = LONG_AGO  # on time.monotonic()
-        self.shell_libraries: set[str] = set()
-        self.begin_baseline(None)
+        self.shell_libraries: set[str] = set()  # what the IPython shell requires
+        self.begin_baseline(baseline)
         # From 0 to below 1; the process reports if this is below the sample rate.
         self.draw = int.from_bytes(os.urandom(6), "big") / 2**48
 
     def begin_baseline(self, files: "set[str] | None") -> None:
-        """Make what is loaded now the baseline. What was sent stays sent.
+        """Make these files the baseline. What was sent stays sent.
 
-        files: those of the modules, or None to find them out later. To look at all
-        modules in a forked child would copy many pages of memory, as that changes their
-        reference counts.
+        files: None in a forked child, whose baseline is found out later. To look at all
+        modules there would copy many pages of memory, as that changes their reference
+        counts.
         """
         self.mark = modules_mark()  # as it was at the last report, or is now
         self.baseline = files
@@ -996,7 +1000,8 @@ class Reporter:
         """
         shell = ipython_shell()
         is_new_session = shell is not None and shell is not self.shell
-        # The second one is loaded while the shell is being made.
+        # What a session needs for itself ends with the later one of these modules. The
+        # second is loaded while the shell is being made.
         ends = [type(shell).__module__, "IPython.core.completerlib"]
         if not self.is_set_up:
             self.is_set_up = True
@@ -1005,9 +1010,10 @@ class Reporter:
                 loaded = loaded_by_session("", ends)
             self.begin_baseline(executed_files(loaded))
             self.arrange_reports()
-        elif is_new_session and self.baseline is not None:  # it is None after a fork
-            # What lies between the two is left out: a person may import libraries after
-            # "import IPython" and before the session begins.
+        elif is_new_session and self.baseline is not None:
+            # After a fork it may be None: all that the parent had loaded. Otherwise
+            # these two parts are added to it, but not what lies between: a person may
+            # import libraries after "import IPython" and before the session begins.
             imported = loaded_by_session("IPython", ["IPython"])
             begun = loaded_by_session(("ipykernel", "IPython.terminal.ipapp"), ends)
             self.baseline |= executed_files({**imported, **begun})
@@ -1064,14 +1070,16 @@ class Reporter:
             lock.release()
             if self.sigterm_came:
                 self.sigterm_came = False
-                # A signal, since only that interrupts what the main thread waits for
+                # A signal, as this may be another thread than the main one, which only
+                # a signal interrupts.
                 kill(getpid(), _signal.SIGTERM)
         return sorted(self.sent - sent_before)
 
     def send_new(self) -> None:
         """Send the libraries that were not sent yet.
 
-        Raises ValueError if there is nothing to send, OSError if it cannot be sent.
+        Raises ValueError, with the reason, if nothing is to be sent, OSError if it
+        cannot be sent.
         """
         mark = modules_mark()
         if self.baseline is None and mark == self.mark:
@@ -1110,7 +1118,7 @@ class Reporter:
             send(packets, host, port)
         except OSError:
             now = time.monotonic()
-            if now - begin > PATIENCE / 2:  # a name server is silent, or slow
+            if now - begin > PATIENCE / 2:  # too long to happen after each cell
                 self.no_look_up_before = now + PAUSE
             raise
         finally:
@@ -1143,7 +1151,7 @@ class Reporter:
         """Begin anew after a fork: what the parent has loaded is the parent's."""
         try:
             sys.modules[FORK_MARK] = sys.modules.pop(FORK_MARK, atexit)
-            self.begin_process()
+            self.begin_process(None)
             self.report_when_workers_end()
             if "multiprocessing.process" in sys.modules:  # multiprocess loads it, too
                 self.uncatch_sigterm()
@@ -1155,8 +1163,9 @@ class Reporter:
     def report_when_workers_end(self) -> None:
         """Let the workers of multiprocessing report: they run no atexit functions.
 
-        They run finalizers, but drop those of their parent, so this one is made after
-        the fork. The low priority puts it behind those of the worker's libraries.
+        They run finalizers, but first drop those that exist after the fork, and then
+        call what is registered here, which makes one. The low priority puts it behind
+        those of the worker's libraries.
         """
 
         def make_finalizer(module: "Any") -> None:
@@ -1183,7 +1192,7 @@ class Reporter:
         starts = ("from multiprocessing.", "from multiprocess.")
         is_worker = any(word.startswith(starts) for word in sys.orig_argv)
         if is_on(SIGTERM_SWITCH) and is_unhandled and not is_worker:
-            self.sigterm_handler = self.report_at_sigterm
+            self.sigterm_handler = self.report_at_sigterm  # a new object at each access
             self.set_sigterm(self.sigterm_handler)
             if hasattr(os, "register_at_fork"):
                 before, after = self.hold_sigterm, self.release_sigterm
@@ -1234,10 +1243,7 @@ class Reporter:
 
 
 def modules_mark() -> "tuple[int, object]":
-    """Return a value that is another one after a module was loaded.
-
-    It is made of the number of modules and the newest name.
-    """
+    """Return the number of modules and the newest name, which tell of new modules."""
     try:
         return len(sys.modules), next(reversed(sys.modules), None)
     except RuntimeError:  # another thread has just loaded one
@@ -1271,8 +1277,12 @@ def register_unseen(function: "Callable[[], None]") -> None:
     """Register a function to be called at exit, unseen by debuggers and coverage.
 
     A debugger would stop in it otherwise, and coverage warns if its trace function is
-    not given back. A function in Python would be traced, so the steps around this one
-    are in C: map() and filter() do nothing until extend() takes what they yield.
+    not given back. So these are the steps:
+
+        trace = sys.gettrace(); sys.settrace(None); function(); sys.settrace(trace)
+
+    Written in Python, they would be traced themselves. So each is a call of a function
+    in C: map() and filter() do nothing until extend() takes what they yield.
     """
     kept: list[Any] = []  # the trace function, if there is one
     ignored: list[object] = []
@@ -1306,8 +1316,10 @@ def ipython_shell() -> "Any":
     application: Any = getattr(shell, "parent", None)
     kind: Any = type(application)
     is_terminal = kind.__module__ == "IPython.terminal.ipapp"
+    # ipdb makes an application only to get a shell from it. That of "ipython -c" does
+    # not interact either, but IPython has initialized it as the process's own.
     if is_terminal and not kind.initialized() and not application.interact:
-        return None  # ipdb makes an application, but only to get a shell
+        return None
     return shell
 
 
@@ -1342,7 +1354,7 @@ def loaded_with_matplotlib(names: "list[str]") -> "set[str]":
 
     names: in the order of sys.modules
 
-    None are returned if it was loaded before IPython, or could not be loaded.
+    Nothing is returned if it was loaded before IPython, or could not be loaded.
     """
     is_session = False
     parts = []  # of matplotlib
@@ -1385,7 +1397,8 @@ def required_by_shell(files: "Iterable[str]") -> "set[str]":
 # One process, one reporter: Spyder and Streamlit import the module again, others reload
 # it, but sys stays. What the first copy has registered, to be called at exit and so on,
 # stays, but calls the last copy's methods. So attributes and methods must keep their
-# names and meanings from one version to the next, and a new attribute may be missing.
+# names and meanings from one version to the next, and a new attribute may be missing if
+# an older version has made the object.
 _reporter: Reporter = vars(sys).setdefault("_popcon_reporter", Reporter())
 _reporter.__class__ = Reporter
 
@@ -1407,7 +1420,8 @@ def setup_reporter() -> None:
 def used_libraries() -> "set[str]":
     """Return the libraries used, sent or not, since setup_reporter() or the last fork.
 
-    Without a set-up these are all that are loaded.
+    Without a set-up these are all that are loaded. A report that DO_NOT_TRACK has
+    forbidden begins anew.
     """
     _reporter.update()
     return set(_reporter.used)
