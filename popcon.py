@@ -238,6 +238,7 @@ def owners(new: "set[str]", earlier: "Iterable[str]" = ()) -> "dict[str, set[str
         # In order of trust and cost. Each is asked only for what is left over.
         for ask in (
             entry.ask_namesakes,
+            entry.ask_namespaces,
             entry.ask_lookalikes,
             entry.ask_all_others,
             entry.ask_package_managers,
@@ -365,20 +366,31 @@ class PathEntry:
         likely = {one for one in self.unread if one.short_name in tops}
         return self.ask_records(likely, paths, wanted)
 
+    def ask_namespaces(self, paths: "Paths", wanted: "Paths") -> "Answers":
+        """Read the RECORDs of distributions that are called like a part of a package.
+
+        So azure-storage-blob is called like azure/storage/blob, and protobuf like a
+        part of google/protobuf. Otherwise those of all azure-* would be read.
+        """
+        names = set()
+        for path in wanted:
+            parts = path.partition(".")[0].split("/")
+            names.update(parts[1:3])
+            names.add("".join(parts[:2]))
+            names.add("".join(parts[:3]))
+        names = set(map(squeezed, names))
+        likely = {one for one in self.unread if one.short_name in names}
+        return self.ask_records(likely, paths, wanted)
+
     def ask_lookalikes(self, paths: "Paths", wanted: "Paths") -> "Answers":
         """Read the RECORDs of distributions whose name resembles that of a module.
 
-        So python-dateutil resembles dateutil, scikit-learn resembles sklearn, and
-        protobuf is a part of google/protobuf. The first word is enough: matplotlib
-        resembles mpl_toolkits.
+        So python-dateutil resembles dateutil, and scikit-learn resembles sklearn. The
+        first word is enough: matplotlib resembles mpl_toolkits.
         """
         tops = top_levels(wanted)
         first_words = {squeezed(top.strip("_").partition("_")[0]) for top in tops}
-        packages = set()
-        for path in wanted:
-            parts = path.partition(".")[0].split("/")
-            packages.add("/".join(parts[:2]))
-        text = squeezed(" ".join(packages))
+        text = squeezed(" ".join(tops))
         likely = set()
         for one in self.unread:
             name = one.short_name
@@ -853,7 +865,7 @@ def await_name_server(host: str, record_type: bytes) -> None:
             if gives_final_answer(queries, server, deadline):
                 return
         except TimeoutError:
-            message = f"the name server {server} is silent for {PATIENCE:g} s"
+            message = f"the name server {server} took more than {PATIENCE:g} s"
             raise OSError(f"{host}: {message}") from None
         except OSError:
             pass  # it cannot be reached, so getaddrinfo() will ask the next one as well
@@ -961,6 +973,7 @@ class Reporter:
         self.sigterm_handler: object = None  # set if SIGTERM reports
         self.forking: set[int] = set()  # threads that hold SIGTERM back
         self.shell: object = None  # the IPython shell that it reports for
+        self.shell_libraries: set[str] = set()  # what that requires
         self.begin_process(set())  # until set_up(), all that is loaded counts
 
     def begin_process(self, baseline: "set[str] | None") -> None:
@@ -970,7 +983,6 @@ class Reporter:
         self.has_finalizer = False  # of multiprocessing, for the end of a worker
         self.sent: set[str] = set()  # libraries
         self.no_look_up_before = LONG_AGO  # on time.monotonic()
-        self.shell_libraries: set[str] = set()  # what the IPython shell requires
         self.begin_baseline(baseline)
         # From 0 to below 1; the process reports if this is below the sample rate.
         self.draw = int.from_bytes(os.urandom(6), "big") / 2**48

@@ -2313,7 +2313,7 @@ Socket.failure = None
         code += "_socket.getaddrinfo = print  # which is never called\n"
         code += "popcon.report(); popcon.report()\n"
         host = "statsd.example"
-        silent = f"popcon: nothing sent: {host}: the name server 127.0.0.1 is silent for 1 s\n"
+        silent = f"popcon: nothing sent: {host}: the name server 127.0.0.1 took more than 1 s\n"
         paused = "popcon: nothing sent: the last look-up of the host was slow, and failed\n"
         # At exit it is asked anew.
         said = silent + paused + silent
@@ -3753,6 +3753,20 @@ else:
         ended = self.run_session(code)
         self.assertEqual(ended, (["alpha", "beta"], "", "", 0))
 
+    def test_a_forked_child_does_not_read_again_what_ipython_requires(self) -> None:
+        child = """
+import os
+if os.fork():
+    os.wait()
+else:
+    import beta
+    popcon.required_by_shell = print
+    popcon.report()
+    os._exit(0)
+"""
+        cell = "shell.run_cell('import alpha')"
+        self.check_session(cell, child, sends=["alpha", "beta"])
+
     # After each cell
 
     def test_a_cell_that_loads_nothing_looks_at_nothing(self) -> None:
@@ -3925,6 +3939,35 @@ class TestFewFiles(Libraries):
     def test_underscores_before_the_first_word_do_not_matter(self) -> None:
         self.install("python-dateutil", "_dateutil_speedups.py")
         self.assertEqual(self.records("_dateutil_speedups.py"), {"python_dateutil"})
+
+    def install_azures(self) -> None:
+        """Install many libraries whose names begin alike."""
+        for part in ("core", "storage/blob", "storage/queue", "identity", "ai/ml"):
+            name = f"azure-{part.replace('/', '-')}"
+            self.install(name, f"azure/{part}/__init__.py", f"azure/{part}/x/y.py")
+
+    def test_of_libraries_in_a_namespace_that_of_the_path_is_read_alone(self) -> None:
+        self.install_azures()
+        read = self.records("azure/core/__init__.py")
+        self.assertEqual(read, {"azure_core"})
+        read = self.records("azure/storage/blob/x/y.py")
+        self.assertEqual(read, {"azure_storage_blob"})
+
+    def test_a_part_of_the_path_leads_to_a_library_in_a_namespace(self) -> None:
+        self.install_azures()
+        self.install("blobs", "azure/blobs/__init__.py", "azure/x/blobs/__init__.py")
+        self.assertEqual(self.records("azure/blobs/__init__.py"), {"blobs"})
+        self.assertEqual(self.records("azure/x/blobs/__init__.py"), {"blobs"})
+
+    def test_case_and_separators_do_not_matter_in_a_namespace(self) -> None:
+        self.install_azures()
+        self.install("azure-key_vault", "azure/keyVault/__init__.py")
+        read = self.records("azure/keyVault/__init__.py")
+        self.assertEqual(read, {"azure_key_vault"})
+
+    def test_a_name_within_that_of_a_module_leads_to_the_library(self) -> None:
+        self.install("sympy", "isympy.py")
+        self.assertEqual(self.records("isympy.py"), {"sympy"})
 
     def test_the_path_leads_to_the_library(self) -> None:
         self.install("protobuf", "google/protobuf/message.py")
