@@ -80,9 +80,9 @@ MODULE_NAMESPACE = vars(ModuleType)["__dict__"]
 CLASS_NAMESPACE = vars(type)["__dict__"]
 FunctionType = type(lambda: None)
 
-# Modules that Python runs at its start. _distutils_hack belongs to setuptools, whose
-# .pth file loads it in every process.
-START_UP = {"sitecustomize", "usercustomize", "_distutils_hack"}
+# Modules that Python runs at its start, and this one. _distutils_hack belongs to
+# setuptools, whose .pth file loads it in every process.
+START_UP = {"sitecustomize", "usercustomize", "_distutils_hack", "popcon"}
 # Top-level names that say nothing about a library
 IGNORED_NAMES = sys.stdlib_module_names | START_UP
 # These folders hold the standard modules that are not in that set, such as
