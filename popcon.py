@@ -80,11 +80,12 @@ MODULE_NAMESPACE = vars(ModuleType)["__dict__"]
 CLASS_NAMESPACE = vars(type)["__dict__"]
 FunctionType = type(lambda: None)
 
-# Modules that Python runs at its start, and this one. _distutils_hack belongs to
-# setuptools, whose .pth file loads it in every process.
-START_UP = {"sitecustomize", "usercustomize", "_distutils_hack", "popcon"}
-# Top-level names that say nothing about a library
-IGNORED_NAMES = sys.stdlib_module_names | START_UP
+# Modules that Python runs at its start. _distutils_hack belongs to setuptools, whose
+# .pth file loads it in every process.
+START_UP = {"sitecustomize", "usercustomize", "_distutils_hack"}
+# Top-level names that say nothing about a library. No RECORD lists a popcon.py that was
+# copied into site-packages, so all would be read in search of its owner.
+IGNORED_NAMES = sys.stdlib_module_names | START_UP | {"popcon"}
 # These folders hold the standard modules that are not in that set, such as
 # _sysconfigdata_*. In a frozen program os may have no file.
 STANDARD_LIBRARY = os.path.dirname(getattr(os, "__file__", os.sep))
@@ -362,9 +363,7 @@ class PathEntry:
         Names come first because reading all RECORDs may take seconds on a network file
         system.
         """
-        tops = {squeezed(top) for top in top_levels(wanted)}
-        likely = {one for one in self.unread if one.short_name in tops}
-        return self.ask_records(likely, paths, wanted)
+        return self.ask_named(top_levels(wanted), paths, wanted)
 
     def ask_namespaces(self, paths: "Paths", wanted: "Paths") -> "Answers":
         """Read the RECORDs of distributions that are called like a part of a package.
@@ -378,8 +377,14 @@ class PathEntry:
             names.update(parts[1:3])
             names.add("".join(parts[:2]))
             names.add("".join(parts[:3]))
-        names = set(map(squeezed, names))
-        likely = {one for one in self.unread if one.short_name in names}
+        return self.ask_named(names, paths, wanted)
+
+    def ask_named(
+        self, names: "Iterable[str]", paths: "Paths", wanted: "Paths"
+    ) -> "Answers":
+        """Read the RECORDs of distributions with these names, however spelled."""
+        short_names = set(map(squeezed, names))
+        likely = {one for one in self.unread if one.short_name in short_names}
         return self.ask_records(likely, paths, wanted)
 
     def ask_lookalikes(self, paths: "Paths", wanted: "Paths") -> "Answers":
@@ -792,7 +797,7 @@ def look_up(host: str, port: int) -> "list[tuple[Any, ...]]":
 
     # With a colon it can only be an address, even if it is a wrong one.
     if ":" in host or is_address(host) or is_in_hosts_file(host):
-        # AF_INET is the smallest number.
+        # AF_INET is a smaller number than AF_INET6.
         return sorted(addresses(socket.AF_UNSPEC), key=lambda found: found[0])
     await_name_server(host, TYPE_A)
     try:
@@ -976,7 +981,7 @@ class Reporter:
         self.shell_libraries: set[str] = set()  # what that requires
         self.begin_process(set())  # until set_up(), all that is loaded counts
 
-    def begin_process(self, baseline: "set[str] | None") -> None:
+    def begin_process(self, baseline: "set[str] | None" = None) -> None:
         """Begin for a process in which nothing was used or sent yet."""
         self.lock = allocate_lock()  # held during a report
         self.sigterm_came = False  # during a report, which raises it again at its end
@@ -1163,7 +1168,7 @@ class Reporter:
         """Begin anew after a fork: what the parent has loaded is the parent's."""
         try:
             sys.modules[FORK_MARK] = sys.modules.pop(FORK_MARK, atexit)
-            self.begin_process(None)
+            self.begin_process()
             self.report_when_workers_end()
             if "multiprocessing.process" in sys.modules:  # multiprocess loads it, too
                 self.uncatch_sigterm()

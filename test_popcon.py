@@ -4462,6 +4462,12 @@ class TestOneState(Libraries):
             """
         self.assertEqual(self.run_program(code)[0], ["alpha", "beta"])
 
+    def test_older_copies_begin_a_process_without_a_baseline(self) -> None:
+        reporter = popcon.Reporter()
+        self.assertEqual(reporter.baseline, set())
+        reporter.begin_process()  # so does the hook after a fork of an older copy
+        self.assertIsNone(reporter.baseline)
+
 
 @unittest.skipUnless(hasattr(signal, "SIGTERM") and os.name == "posix", "needs SIGTERM")
 class TestSigterm(Libraries):
