@@ -283,7 +283,7 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
         while folder and folder not in above:
             above.add(folder)
             folder = folder.rpartition(os.sep)[0]
-    listings: dict[str, set[str]] = {}
+    metadata: dict[str, set[str]] = {}
     finders: dict[str, Any] = dict(sys.path_importer_cache)
     for name, finder in finders.items():
         if not issubclass(type(finder), FileFinder):
@@ -292,33 +292,42 @@ def path_entries(files: "Iterable[str]") -> "list[PathEntry]":
             # The path in full, if it is relative on sys.path.
             path = finder.path.rstrip(os.sep)
             if path in above:
-                listings[path] = listing(path, finder)
+                metadata[path] = metadata_in(path, finder)
         except Exception as error:
             debug(f"cannot tell what is installed in {name}: {error!r}")
-    for path in above.difference(listings):
+    for path in above.difference(metadata):
         # Somebody may have emptied sys.path_importer_cache.
         if path.endswith(LIBRARY_FOLDERS):
             try:
-                listings[path] = set(os.listdir(path))
+                metadata[path] = metadata_among(os.listdir(path), path)
             except OSError as error:
                 debug(f"cannot tell what is installed: {error}")
-    entries = [PathEntry(path, names) for path, names in listings.items()]
-    with_libraries = filter(lambda entry: entry.unread, entries)
-    return sorted(with_libraries, key=lambda entry: len(entry.path))
+    entries = [PathEntry(path, infos) for path, infos in metadata.items() if infos]
+    return sorted(entries, key=lambda entry: len(entry.path))
 
 
-def listing(path: str, finder: "Any") -> "set[str]":
-    """Return the names in a finder's folder, which it has listed for some import.
+def metadata_in(path: str, finder: "Any") -> "set[str]":
+    """Return the names of the metadata in the folder that a finder has listed.
 
     If there are libraries, and the folder has changed since, it is listed anew: one may
     have been upgraded. The finder's own cache stays as it is: imports rely on it.
     """
-    names = set(finder._path_cache)
-    has_infos = any(name.endswith(".dist-info") for name in names)
-    has_libraries = has_infos or path.endswith(LIBRARY_FOLDERS)
+    infos = metadata_among(finder._path_cache, path)
+    has_libraries = infos or path.endswith(LIBRARY_FOLDERS)
     if has_libraries and os.stat(path).st_mtime != finder._path_mtime:
-        return set(os.listdir(path))
-    return names
+        return metadata_among(os.listdir(path), path)
+    return infos
+
+
+def metadata_among(names: "Iterable[str]", folder: str) -> "set[str]":
+    """Return those names in a folder that are metadata of libraries.
+
+    A person's own folder may hold thousands of names, so they are looked at only once.
+    """
+    suffixes: tuple[str, ...] = (".dist-info",)  # an .egg-info has no RECORD
+    if folder.endswith(LIBRARY_FOLDERS):
+        suffixes = METADATA_SUFFIXES
+    return {name for name in names if name.endswith(suffixes)}
 
 
 def paths_below(folder: str, files: "Iterable[str]") -> "dict[str, str]":
@@ -341,16 +350,10 @@ class PathEntry:
     without_record: distributions that turned out to have none
     """
 
-    def __init__(self, path: str, names: "Iterable[str]") -> None:
+    def __init__(self, path: str, infos: "Iterable[str]") -> None:
         self.path = path
-        self.unread: set[Distribution] = set()
+        self.unread = {Distribution(path, info) for info in infos}
         self.without_record: list[Distribution] = []
-        suffixes: tuple[str, ...] = (".dist-info",)  # an .egg-info has no RECORD
-        if path.endswith(LIBRARY_FOLDERS):
-            suffixes = METADATA_SUFFIXES
-        for name in names:
-            if name.endswith(suffixes):
-                self.unread.add(Distribution(path, name))
 
     # Ways to ask for owners. Each yields libraries, and which of the paths they own.
     #
@@ -837,8 +840,11 @@ def standard_socket() -> "Any":
     if "_socket" not in sys.modules:
         spec: Any = BuiltinImporter.find_spec("_socket")
         # With PYTHONHOME, it may lie in a folder that only sys.path names.
-        folders = [path for path in sys.path if str(path).endswith("lib-dynload")]
-        spec = spec or PathFinder.find_spec("_socket", [*STANDARD_FOLDERS, *folders])
+        folders = list(STANDARD_FOLDERS)
+        for path in sys.path:
+            if type(path) is str and path.endswith("lib-dynload"):
+                folders.append(path)
+        spec = spec or PathFinder.find_spec("_socket", folders)
         module = module_from_spec(spec)
         spec.loader.exec_module(module)
         sys.modules["_socket"] = module

@@ -2859,6 +2859,9 @@ random re selectors socket _socket sre_compile string struct types typing zipfil
     def test_warnings_that_are_errors_change_nothing(self) -> None:
         self.check_undisturbed("", flags=("-W", "error", "-bb", "-X", "dev"))
 
+    def test_bytes_on_the_path_change_nothing(self) -> None:
+        self.check_undisturbed("sys.path.append(b'/x')", flags=("-bb",))
+
     def test_an_optimised_python_changes_nothing(self) -> None:
         self.check_undisturbed("", flags=("-OO", "-s"))
 
@@ -3957,6 +3960,21 @@ class TestFewFiles(Libraries):
     def test_underscores_before_the_first_word_do_not_matter(self) -> None:
         self.install("python-dateutil", "_dateutil_speedups.py")
         self.assertEqual(self.records("_dateutil_speedups.py"), {"python_dateutil"})
+
+    def test_each_name_in_a_folder_is_looked_at_once(self) -> None:
+        folder = str(self.folder)  # a person's own, which may hold thousands
+        looked_at: list[str] = []
+
+        class Name(str):
+            def endswith(self, *arguments: object) -> bool:
+                looked_at.append(self)
+                return False
+
+        finder = importlib.machinery.FileFinder(folder)
+        finder._path_cache = {Name("own.py"), Name("data.csv")}  # type: ignore[attr-defined]
+        with mock.patch.dict(sys.path_importer_cache, {folder: finder}, clear=True):
+            self.assertEqual(popcon.path_entries([f"{folder}/own.py"]), [])
+        self.assertEqual(sorted(looked_at), ["data.csv", "own.py"])
 
     def install_azures(self) -> None:
         """Install many libraries whose names begin alike."""
