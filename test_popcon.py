@@ -2859,6 +2859,9 @@ random re selectors socket _socket sre_compile string struct types typing zipfil
     def test_warnings_that_are_errors_change_nothing(self) -> None:
         self.check_undisturbed("", flags=("-W", "error", "-bb", "-X", "dev"))
 
+    def test_an_empty_path_changes_nothing(self) -> None:
+        self.check_undisturbed("sys.path.clear()")
+
     def test_bytes_on_the_path_change_nothing(self) -> None:
         self.check_undisturbed("sys.path.append(b'/x')", flags=("-bb",))
 
