@@ -1198,7 +1198,8 @@ class Reporter:
 
         for name in ("multiprocessing.util", "multiprocess.util"):
             util: Any = sys.modules.get(name)
-            if util is not None:
+            # A module of that name may also be a person's own.
+            if "register_after_fork" in namespace_of(util):
                 util.register_after_fork(util, make_finalizer)
 
     # SIGTERM. Workers of multiprocessing keep the default action, and so does what may

@@ -3384,6 +3384,22 @@ if __name__ == "__main__":
         counts = self.count_with_workers(self.POOL, **options)
         self.assertEqual(counts, {"alpha": 1, "beta": 1})
 
+    def test_a_persons_own_module_called_multiprocess_is_not_run(self) -> None:
+        # Python calls this function of a module for each name that it lacks.
+        source = "import sys\ndef __getattr__(name): sys.exit(f'asked for {name}')\n"
+        package = {"multiprocess/__init__.py": "", "multiprocess/util.py": source}
+        self.write(self.own, package)
+        counts = self.count("""
+            import multiprocess.util
+            import popcon; popcon.setup_reporter()
+            import alpha, os
+            if os.fork():
+                os.wait()
+            else:
+                import beta
+            """)
+        self.assertEqual(counts, {"alpha": 1, "beta": 1})
+
     @unittest.skipUnless(
         RELATIVES, "needs POPCON_TEST_RELATIVES, a python with billiard"
     )
