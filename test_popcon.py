@@ -230,10 +230,14 @@ class Case(unittest.TestCase):
             self.write(folder / info, {"RECORD": record})
         return folder / info
 
-    def as_listed(self, folder: Path) -> Any:
-        """Return a context in which Python's own finder has listed a folder."""
+    def as_listed(self, folder: Path, names: Iterable[str] = ()) -> Any:
+        """Return a context in which Python's own finder has listed a folder.
+
+        names: what it has found there; if there are none, what is there
+        """
         finder = importlib.machinery.FileFinder(str(folder))
-        finder._path_cache = set(os.listdir(folder))  # type: ignore[attr-defined]
+        found = set(names or os.listdir(folder))
+        finder._path_cache = found  # type: ignore[attr-defined]
         return mock.patch.dict(sys.path_importer_cache, {str(folder): finder})
 
     def owners(self, *modules: str, folder: Path | None = None) -> set[str]:
@@ -3981,7 +3985,7 @@ class TestFewFiles(Libraries):
         self.assertEqual(self.records("_dateutil_speedups.py"), {"python_dateutil"})
 
     def test_each_name_in_a_folder_is_looked_at_once(self) -> None:
-        folder = str(self.folder)  # a person's own, which may hold thousands
+        folder = self.folder  # a person's own, which may hold thousands
         looked_at: list[str] = []
 
         class Name(str):
@@ -3989,9 +3993,7 @@ class TestFewFiles(Libraries):
                 looked_at.append(self)
                 return False
 
-        finder = importlib.machinery.FileFinder(folder)
-        finder._path_cache = {Name("own.py"), Name("data.csv")}  # type: ignore[attr-defined]
-        with mock.patch.dict(sys.path_importer_cache, {folder: finder}, clear=True):
+        with self.as_listed(folder, [Name("own.py"), Name("data.csv")]):
             self.assertEqual(popcon.path_entries([f"{folder}/own.py"]), [])
         self.assertEqual(sorted(looked_at), ["data.csv", "own.py"])
 
